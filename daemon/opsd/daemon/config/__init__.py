@@ -1,0 +1,1 @@
+"""The daemon's one configuration: a TOML file, overridden by the environment."""

@@ -1,0 +1,1 @@
+"""Durable state: pairs, attempts, runs, adapters, the incumbent, gate reports and the audit log."""

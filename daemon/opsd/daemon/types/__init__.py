@@ -1,0 +1,1 @@
+"""Plain data that the daemon's parts hand to each other; nothing here does input or output."""

@@ -1,0 +1,120 @@
+"""What serving and the gate ask of an inference engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+BASE = "base"
+"""The name that stands for the model without an adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterHandle:
+    """An adapter as the engine knows it.
+
+    ``lora_id`` is positive, grows with every new adapter and is never reused: vLLM keys weights by it
+    and its prefix cache by ``(name, path)``.
+    """
+
+    name: str
+    lora_id: int
+    path: str
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"  # end-of-sequence token or a stop string
+    LENGTH = "length"  # max_tokens or the context's end
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Checked sampling parameters; ``temperature`` 0 is greedy, ``top_k`` 0 is off."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One completion to make. Exactly one of ``prompt`` and ``messages`` is given."""
+
+    request_id: str
+    sampling: Sampling
+    prompt: str | None = None
+    messages: tuple[ChatMessage, ...] = ()
+    enable_thinking: bool = False
+    adapter: AdapterHandle | None = None  # None: base
+    priority: int = 0  # lower is served first; users are 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChunk:
+    """A piece of a completion; the last one carries ``finish_reason``."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    num_prompt_tokens: int
+    num_completion_tokens: int  # so far
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineHealth:
+    healthy: bool
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Facts fixed when the engine started."""
+
+    model_path: str
+    max_model_len: int  # tokens
+    vocab_size: int
+    max_loras: int
+    max_lora_rank: int
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """An inference engine that holds one model and several LoRA adapters.
+
+    Closing the iterator that ``generate`` returns (or cancelling the task that iterates it) stops the
+    engine's work on that request.
+    """
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    async def start(self) -> None:
+        """Loads the model and makes one warm-up completion; raises EngineError."""
+
+    async def stop(self) -> None: ...
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[EngineChunk]:
+        """Streams a completion; raises InvalidInputError (prompt too long) or EngineError."""
+        ...
+
+    async def load_adapter(self, adapter: AdapterHandle) -> None:
+        """Makes the adapter ready to be used without a stall; loading it twice is a no-op."""
+
+    async def unload_adapter(self, adapter: AdapterHandle) -> None:
+        """Frees it; the caller has made sure that nothing uses it."""
+
+    async def health(self) -> EngineHealth: ...
