@@ -86,3 +86,9 @@ class TrainerFailure(OpsdError, RuntimeError):  # noqa: N818 - a fact about a ru
     """The trainer died, hung, or wrote something that cannot be used."""
 
     code = "INTERNAL"
+
+
+class DeadlineError(OpsdError, TimeoutError):
+    """The caller's deadline passed before the answer was ready."""
+
+    code = "DEADLINE_EXCEEDED"

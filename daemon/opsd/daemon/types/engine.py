@@ -61,6 +61,7 @@ class EngineRequest:
     enable_thinking: bool = False
     adapter: AdapterHandle | None = None  # None: base
     priority: int = 0  # lower is served first; users are 0
+    stream: bool = True  # False: one chunk, at the end, which costs the engine less
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class EngineChunk:
     num_prompt_tokens: int
     num_completion_tokens: int  # so far
     finish_reason: FinishReason | None = None
+    first_token_s: float = 0.0  # from the engine's receipt of the request; in the last chunk
 
 
 @dataclass(frozen=True, slots=True)
