@@ -1,0 +1,1 @@
+"""The operators' door: status, runs, adapters, gate reports and the audit log over gRPC."""

@@ -1,0 +1,38 @@
+"""What the operators' door asks of the parts behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from opsd.daemon.types.runs import Run, TriggerKind
+from opsd.v1 import admin_pb2
+
+
+class RunControl(Protocol):
+    """The runs' controller."""
+
+    async def trigger(
+        self,
+        kind: TriggerKind,
+        *,
+        actor: str,
+        reason: str,
+        overrides_json: str = "{}",
+        source: str = "",
+        request_id: str = "",
+    ) -> Run: ...
+
+    async def cancel(self, run_id: str, *, actor: str, reason: str) -> Run: ...
+
+    def watch(self, run_id: str) -> AsyncIterator[Run]: ...
+
+    def notify(self) -> None:
+        """Something changed a run's row from outside: look again."""
+
+
+class StatusSource(Protocol):
+    """Fills in what only the running process knows."""
+
+    def fill(self, status: admin_pb2.Status) -> None:
+        """serving, uptime, version, model, loaded adapters, requests in flight, message."""

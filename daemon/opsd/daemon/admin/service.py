@@ -1,0 +1,244 @@
+"""AdminService: every change goes through the promoter or the runs' controller, every look through
+the store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+
+from opsd.daemon.adapters.promotion import Outcome, Promoter
+from opsd.daemon.admin.convert import adapter_to_proto, audit_to_proto, run_to_proto
+from opsd.daemon.admin.ports import RunControl, StatusSource
+from opsd.daemon.errors import InvalidInputError, NotFoundError
+from opsd.daemon.gate.proto import report_to_proto
+from opsd.daemon.store.api import Store
+from opsd.daemon.types.gate import GateVerdict
+from opsd.daemon.types.runs import Run, RunState, TriggerKind
+from opsd.v1 import admin_pb2, admin_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+ACTOR_METADATA = "x-opsd-actor"
+_MAX_ACTOR_CHARS = 200
+_MAX_REASON_CHARS = 2000
+_DEFAULT_PAGE = 50
+_MAX_PAGE = 1000
+_GATED = frozenset(
+    {
+        RunState.EVALUATING,
+        RunState.AWAITING_APPROVAL,
+        RunState.CANARY,
+        RunState.PROMOTED,
+        RunState.REJECTED,
+        RunState.ROLLED_BACK,
+    }
+)
+
+
+def actor_of(context: Context, named: str) -> str:
+    """Who asks: the request's own field, else the call's metadata."""
+    actor = named
+    if not actor:
+        for key, value in context.invocation_metadata() or ():
+            if key == ACTOR_METADATA:
+                actor = value if isinstance(value, str) else value.decode("utf-8", "replace")
+    actor = actor.strip()
+    if len(actor) > _MAX_ACTOR_CHARS:
+        raise InvalidInputError(
+            f"actor: has {len(actor)} characters, at most {_MAX_ACTOR_CHARS} are kept"
+        )
+    return actor or "unknown"
+
+
+def page_limit(requested: int) -> int:
+    if requested > _MAX_PAGE:
+        raise InvalidInputError(
+            f"page_size: is {requested}, at most {_MAX_PAGE}; use page_token for the rest"
+        )
+    return requested or _DEFAULT_PAGE
+
+
+class AdminService(admin_pb2_grpc.AdminServiceServicer):
+    """See admin.proto for what each call promises."""
+
+    def __init__(
+        self, store: Store, runs: RunControl, promoter: Promoter, status: StatusSource
+    ) -> None:
+        self._store = store
+        self._runs = runs
+        self._promoter = promoter
+        self._status = status
+
+    async def GetStatus(
+        self, request: admin_pb2.GetStatusRequest, context: Context
+    ) -> admin_pb2.Status:
+        status = admin_pb2.Status()
+        self._status.fill(status)
+        await asyncio.to_thread(self._fill_stored, status)
+        return status
+
+    def _fill_stored(self, status: admin_pb2.Status) -> None:
+        row = self._store.get_incumbent()
+        status.incumbent = row.adapter
+        status.previous = row.previous
+        status.canary = row.canary
+        status.canary_share = row.canary_share
+        status.incumbent_epoch = row.epoch
+        counts = self._store.count_pairs()
+        status.pairs.verified = counts.verified
+        status.pairs.unverified = counts.unverified
+        status.pairs.new_since_last_run = counts.new_since_last_run
+        lease = self._store.pool_lease()
+        status.pool_holder = lease.holder if lease else ""
+        open_runs = self._store.open_runs()
+        if open_runs:
+            status.active_run.CopyFrom(run_to_proto(open_runs[0], details=False))
+
+    async def TriggerRun(
+        self, request: admin_pb2.TriggerRunRequest, context: Context
+    ) -> admin_pb2.Run:
+        if len(request.reason) > _MAX_REASON_CHARS:
+            raise InvalidInputError(
+                f"reason: has {len(request.reason)} characters, at most {_MAX_REASON_CHARS} are kept"
+            )
+        overrides = json_format.MessageToJson(
+            request.overrides, preserving_proto_field_name=True, indent=None
+        )
+        run = await self._runs.trigger(
+            TriggerKind.OPERATOR,
+            actor=actor_of(context, request.actor),
+            reason=request.reason or "triggered by an operator",
+            overrides_json=overrides,
+            source=request.source,
+            request_id=request.request_id,
+        )
+        return run_to_proto(run)
+
+    async def ListRuns(
+        self, request: admin_pb2.ListRunsRequest, context: Context
+    ) -> admin_pb2.ListRunsResponse:
+        limit = page_limit(request.page_size)
+        page = await asyncio.to_thread(self._store.list_runs, limit=limit, token=request.page_token)
+        runs = [await self._present(run, details=False) for run in page.items]
+        return admin_pb2.ListRunsResponse(runs=runs, next_page_token=page.next_token)
+
+    async def GetRun(self, request: admin_pb2.GetRunRequest, context: Context) -> admin_pb2.Run:
+        run = await asyncio.to_thread(self._store.get_run, _required(request.id, "id"))
+        return await self._present(run)
+
+    async def WatchRun(
+        self, request: admin_pb2.GetRunRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.Run]:
+        run = await asyncio.to_thread(self._store.get_run, _required(request.id, "id"))
+        async for changed in self._runs.watch(run.id):
+            yield await self._present(changed)
+
+    async def CancelRun(
+        self, request: admin_pb2.CancelRunRequest, context: Context
+    ) -> admin_pb2.Run:
+        run = await asyncio.to_thread(self._store.get_run, _required(request.id, "id"))
+        cancelled = await self._runs.cancel(
+            run.id,
+            actor=actor_of(context, request.actor),
+            reason=request.reason or "cancelled by an operator",
+        )
+        return await self._present(cancelled)
+
+    async def ListAdapters(
+        self, request: admin_pb2.ListAdaptersRequest, context: Context
+    ) -> admin_pb2.ListAdaptersResponse:
+        adapters = await asyncio.to_thread(self._store.list_adapters)
+        return admin_pb2.ListAdaptersResponse(
+            adapters=[
+                adapter_to_proto(adapter, await self._verdict(adapter.name)) for adapter in adapters
+            ]
+        )
+
+    async def GetAdapter(
+        self, request: admin_pb2.GetAdapterRequest, context: Context
+    ) -> admin_pb2.Adapter:
+        name = _required(request.name, "name")
+        adapter = await asyncio.to_thread(self._store.get_adapter, name)
+        return adapter_to_proto(adapter, await self._verdict(adapter.name))
+
+    async def ApproveAdapter(
+        self, request: admin_pb2.ApproveAdapterRequest, context: Context
+    ) -> admin_pb2.AdapterChange:
+        outcome = await self._promoter.approve(
+            _required(request.name, "name"),
+            actor=actor_of(context, request.actor),
+            reason=request.reason,
+            override_inconclusive=request.override_inconclusive,
+        )
+        return await self._changed(outcome)
+
+    async def RejectAdapter(
+        self, request: admin_pb2.RejectAdapterRequest, context: Context
+    ) -> admin_pb2.AdapterChange:
+        outcome = await self._promoter.reject(
+            _required(request.name, "name"),
+            actor=actor_of(context, request.actor),
+            reason=request.reason,
+        )
+        return await self._changed(outcome)
+
+    async def Rollback(
+        self, request: admin_pb2.RollbackRequest, context: Context
+    ) -> admin_pb2.AdapterChange:
+        outcome = await self._promoter.rollback(
+            actor=actor_of(context, request.actor), reason=request.reason
+        )
+        return await self._changed(outcome)
+
+    async def GetGate(
+        self, request: admin_pb2.GetGateRequest, context: Context
+    ) -> admin_pb2.GateReport:
+        report = await asyncio.to_thread(self._store.get_gate, _required(request.id, "id"))
+        return report_to_proto(report)
+
+    async def ListAudit(
+        self, request: admin_pb2.ListAuditRequest, context: Context
+    ) -> admin_pb2.ListAuditResponse:
+        limit = page_limit(request.page_size)
+        page = await asyncio.to_thread(
+            self._store.list_audit, limit=limit, token=request.page_token
+        )
+        return admin_pb2.ListAuditResponse(
+            entries=[audit_to_proto(entry) for entry in page.items],
+            next_page_token=page.next_token,
+        )
+
+    async def _present(self, run: Run, *, details: bool = True) -> admin_pb2.Run:
+        verdict = await self._verdict(run.id) if run.state in _GATED else None
+        return run_to_proto(run, verdict=verdict, details=details)
+
+    async def _verdict(self, key: str) -> GateVerdict | None:
+        try:
+            return (await asyncio.to_thread(self._store.get_gate, key)).verdict
+        except NotFoundError:
+            return None
+
+    async def _changed(self, outcome: Outcome) -> admin_pb2.AdapterChange:
+        self._runs.notify()
+        row = outcome.change.incumbent
+        message = admin_pb2.AdapterChange(
+            incumbent=row.adapter,
+            previous=row.previous,
+            epoch=row.epoch,
+            audit_id=outcome.change.audit_id,
+            swap_s=outcome.swap_s,
+        )
+        if outcome.adapter is not None:
+            verdict = await self._verdict(outcome.adapter.name)
+            message.adapter.CopyFrom(adapter_to_proto(outcome.adapter, verdict))
+        return message
+
+
+def _required(value: str, field: str) -> str:
+    if not value.strip():
+        raise InvalidInputError(f"{field}: is empty; name what you mean (a unique prefix will do)")
+    return value.strip()

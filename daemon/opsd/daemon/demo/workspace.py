@@ -1,0 +1,152 @@
+"""The tiny model, its problems, and the configuration of the demonstration's daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from opsd.daemon.errors import OpsdError
+
+TARGET = "target"
+GUARDS = ("easy", "symbolic", "long")
+MARGINS = {"target": 0.05, "easy": 0.05, "symbolic": 0.05, "long": 0.05}
+
+
+class DemoError(OpsdError, RuntimeError):
+    """The demonstration cannot go on; the message says where to look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A held-out problem, as the suite's file has it."""
+
+    prompt: str
+    reference: str
+    stratum: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    tiny_dir: Path
+    state_dir: Path
+    config_path: Path
+    suites: dict[str, list[Problem]]
+    pairs: list[dict[str, str]]
+
+
+async def make_tiny(cache_dir: Path, seed: int) -> Path:
+    """Makes the model and its problems unless this cache holds them; returns their directory."""
+    out = cache_dir / f"tiny-{seed}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "opsd.trainer.tiny", "--out", str(out), "--seed", str(seed)
+    )
+    try:
+        code = await process.wait()
+    except asyncio.CancelledError:
+        process.terminate()
+        await process.wait()
+        raise
+    if code != 0:
+        raise DemoError(f"making the tiny model failed with exit status {code}; see above")
+    return out
+
+
+def prepare(
+    tiny_dir: Path, work_dir: Path, *, seed: int, num_steps: int, num_pairs: int, wrong: bool
+) -> Workspace:
+    """Reads the problems and writes the daemon's configuration."""
+    pairs_file = tiny_dir / ("wrong_pairs.jsonl" if wrong else "pairs.jsonl")
+    pairs = _read_jsonl(pairs_file)[:num_pairs]
+    suites = {
+        name: [
+            Problem(line["prompt"], line["reference"], line["stratum"])
+            for line in _read_jsonl(tiny_dir / "suites" / f"{name}.jsonl")
+        ]
+        for name in (TARGET, *GUARDS)
+    }
+    state_dir = work_dir / "state"
+    config_path = work_dir / "opsd.toml"
+    work_dir.mkdir(parents=True, exist_ok=True)
+    config_path.write_text(
+        _config_text(tiny_dir, state_dir, seed=seed, num_steps=num_steps), encoding="utf-8"
+    )
+    return Workspace(tiny_dir, state_dir, config_path, suites, pairs)
+
+
+def _read_jsonl(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _config_text(tiny_dir: Path, state_dir: Path, *, seed: int, num_steps: int) -> str:
+    """The recipe for a model this small: the defaults suit billions of parameters."""
+    suites = "\n".join(
+        f"""[[gate.suites]]
+name = "{name}"
+path = {json.dumps(str(tiny_dir / "suites" / f"{name}.jsonl"))}
+role = "{"target" if name == TARGET else "guard"}"
+margin = {MARGINS[name]}
+"""
+        for name in (TARGET, *GUARDS)
+    )
+    return f"""state_dir = {json.dumps(str(state_dir))}
+
+[model]
+path = {json.dumps(str(tiny_dir / "model"))}
+dtype = "float32"
+
+[engine]
+device = "cpu"
+enforce_eager = true
+kv_cache_mib = 64
+max_lora_rank = 16
+threads = 1
+
+[server]
+port = 0
+metrics_port = 0
+
+[pool]
+device = "cpu"
+num_devices = 1
+threads_per_process = 1
+
+[runs]
+min_pairs = 32
+
+[training]
+seed = {seed}
+heartbeat_interval_s = 1.0
+checkpoint_every_steps = 50
+
+[training.rollout]
+max_new_tokens = 64
+temperature = 1.0
+top_p = 1.0
+top_k = 0
+
+[training.objective]
+clip_mode = "none"
+
+[training.lora]
+rank = 16
+alpha = 32.0
+
+[training.optim]
+num_steps = {num_steps}
+problems_per_step = 32
+micro_batch_size = 32
+learning_rate = 8e-3
+warmup_steps = 5
+final_lr_fraction = 0.1
+max_grad_norm = 1.0
+
+[gate]
+max_tokens = 96
+concurrency = 64
+
+{suites}"""
