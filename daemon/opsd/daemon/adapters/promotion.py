@@ -93,8 +93,8 @@ class Promoter:
     async def restore(self) -> Incumbent:
         """Loads and routes what the row names: called once, before READY.
 
-        Raises AdapterError when the incumbent's files are missing or changed: serving something else
-        under its name would be worse than not serving.
+        Raises AdapterError when the incumbent's files are missing or changed: serving something
+        else under its name would be worse than not serving.
         """
         row = await asyncio.to_thread(self._store.get_incumbent)
         await self._load(row.adapter, "incumbent")
@@ -124,9 +124,9 @@ class Promoter:
     ) -> Outcome:
         """The incumbent changes to the adapter, through a canary when one is configured.
 
-        Raises StateError when the adapter may not serve: rejected, never evaluated, failed by the gate,
-        or not proven against what serves now (the last two kinds of doubt can be overridden by a
-        person, who answers for it in the audit log).
+        Raises StateError when the adapter may not serve: rejected, never evaluated, failed by the
+        gate, or not proven against what serves now. A person can override only that last doubt and
+        an inconclusive gate, and answers for it in the audit log.
         """
         _require_reason(reason)
         started = time.monotonic()
@@ -221,8 +221,8 @@ class Promoter:
             )
         if report.incumbent != row.adapter:
             raise StateError(
-                f"{adapter.name} was compared with {report.incumbent}, but {row.adapter} serves now: "
-                "nothing is proven against it. Trigger a new run, or approve with "
+                f"{adapter.name} was compared with {report.incumbent}, but {row.adapter} serves "
+                "now: nothing is proven against it. Trigger a new run, or approve with "
                 "--override-inconclusive"
             )
 
@@ -244,17 +244,12 @@ class Promoter:
         """Routes what was committed, then lets go of what nothing needs any more."""
         after = change.incumbent
         await self._route(after)
-        roles = (
-            (after.adapter, "incumbent"),
-            (after.canary, "canary"),
-            (after.previous, "previous"),
-        )
-        for name, role in roles:
+        roles = {"incumbent": after.adapter, "canary": after.canary, "previous": after.previous}
+        for role, name in roles.items():
             handle = await self._handle(name)
             if handle is not None:
                 await self._residency.ensure(handle, role)
-        kept = {name for name, _ in roles}
-        for name in {before.adapter, before.previous, before.canary} - kept:
+        for name in {before.adapter, before.previous, before.canary} - set(roles.values()):
             self._retire_later(name)
         self._on_change()
 

@@ -103,7 +103,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.Run:
         if len(request.reason) > _MAX_REASON_CHARS:
             raise InvalidInputError(
-                f"reason: has {len(request.reason)} characters, at most {_MAX_REASON_CHARS} are kept"
+                f"reason: has {len(request.reason)} characters, "
+                f"at most {_MAX_REASON_CHARS} are kept"
             )
         overrides = json_format.MessageToJson(
             request.overrides, preserving_proto_field_name=True, indent=None

@@ -1,1 +1,1 @@
-"""The whole loop on one machine, seen from outside: everything here talks to the daemon over gRPC."""
+"""The whole loop on one machine, seen from outside: all of it talks to the daemon over gRPC."""

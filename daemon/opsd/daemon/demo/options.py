@@ -30,8 +30,8 @@ class Options:
 def parse(argv: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(
         prog="opsd demo",
-        description="Shows the whole loop with a tiny model on this machine: serve, collect, train, "
-        "gate, approve, swap under traffic, roll back and forward.",
+        description="Shows the whole loop with a tiny model on this machine: serve, collect, "
+        "train, gate, approve, swap under traffic, roll back and forward.",
         epilog="Exit status: 0 the gate passed and no request failed (with --wrong-references: the "
         "gate refused); 1 otherwise; 2 usage.",
     )

@@ -148,7 +148,8 @@ async def _with_daemon(
             assert evidence.run is not None
             if adapters_of(evidence.after) != {evidence.run.candidate}:
                 raise DemoError(
-                    f"{adapters_of(evidence.after)} answered, but {evidence.run.candidate} was approved"
+                    f"{adapters_of(evidence.after)} answered, "
+                    f"but {evidence.run.candidate} was approved"
                 )
     finally:
         evidence.traffic = await traffic.finish()
@@ -220,7 +221,7 @@ async def _swap_under_traffic(
 
 
 async def _check_consistency(client: Client, evidence: Evidence) -> None:
-    """Answers given in the thick of the swaps must be what the adapter that they name says alone."""
+    """Answers from the thick of the swaps must be what the adapter that they name says alone."""
     seen: dict[tuple[str, str], set[str]] = {}
     for reply in evidence.traffic.replies:
         if not reply.error and len(reply.adapters) == 1:

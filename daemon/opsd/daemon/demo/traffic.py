@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import random
-import time
 from dataclasses import dataclass, field
 
 from opsd.daemon.demo.client import Client, Reply
@@ -62,6 +61,9 @@ class Traffic:
         self._random = random.Random(seed)
         self._users: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._answered = asyncio.Event()
+        self._num_users = 0
+        self._pause_s = 0.0
 
     def resize(self, num_users: int, *, pause_s: float) -> None:
         """Adds users, or lets some leave after their current answer."""
@@ -80,9 +82,10 @@ class Traffic:
     async def wait_for_more(self, num_requests: int, *, timeout_s: float = 60.0) -> None:
         """Until so many further requests were answered."""
         goal = self.log.sent + num_requests
-        deadline = time.monotonic() + timeout_s
-        while self.log.sent < goal and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(timeout_s):
+            while self.log.sent < goal:
+                self._answered.clear()
+                await self._answered.wait()
 
     async def _user(self, number: int) -> None:
         while not self._stopping:
@@ -91,6 +94,7 @@ class Traffic:
                 continue
             reply = await self._client.ask(self._random.choice(self._prompts))
             self.log.replies.append(reply)
+            self._answered.set()
             if self._pause_s:
                 await asyncio.sleep(self._random.uniform(0.5, 1.5) * self._pause_s)
             elif reply.error:
