@@ -6,8 +6,8 @@ import importlib.metadata
 import torch
 import vllm
 
-import opsd.trainer._C  # noqa: F401 - loading it registers the operators
-
+# Loading the compiled module registers the trainer's operators.
+importlib.import_module("opsd.trainer._C")
 for contract in ("admin", "collection", "inference", "training"):
     importlib.import_module(f"opsd.v1.{contract}_pb2")
 

@@ -115,7 +115,7 @@ def test_nothing_installed_lacks_what_it_asks_for() -> None:
     installed = {canonicalize_name(d.metadata["Name"]): d for d in metadata.distributions()}
     if "opsd" not in installed:
         pytest.skip("opsd is not installed here: `make setup` does that")
-    missing = set()
+    missing: set[tuple[str, str]] = set()
     for name, distribution in installed.items():
         for requirement in map(Requirement, distribution.requires or []):
             if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
