@@ -15,9 +15,8 @@ from opsd.daemon.errors import OpsdError
 
 log = logging.getLogger(__name__)
 
-# gRPC sends the message in a header; peers drop headers of more than 8 KiB, and each byte outside
-# ASCII takes three there.
-_MAX_DETAILS_CHARS = 2000
+# gRPC sends the message percent-encoded in a header, and peers refuse headers of more than 8 KiB.
+_MAX_DETAILS_BYTES = 6000
 _OURS = "/opsd.v1."
 
 Handler = Any  # grpc.RpcMethodHandler: its fields are untyped in the library
@@ -28,11 +27,22 @@ def status_of(error: OpsdError) -> grpc.StatusCode:
     return grpc.StatusCode[error.code]
 
 
+def bounded(message: str) -> str:
+    """The message, cut where its percent-encoded form would outgrow a header."""
+    size_bytes = 0
+    for index, char in enumerate(message):
+        plain = " " <= char <= "~" and char != "%"
+        size_bytes += 1 if plain else 3 * len(char.encode("utf-8", "replace"))
+        if size_bytes > _MAX_DETAILS_BYTES:
+            return f"{message[:index]}…"
+    return message
+
+
 async def _abort(
     context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception
 ) -> None:
     if isinstance(error, OpsdError):
-        await context.abort(status_of(error), str(error)[:_MAX_DETAILS_CHARS])
+        await context.abort(status_of(error), bounded(str(error)))
     incident = uuid.uuid4().hex[:12]
     log.error("unexpected error method=%s incident=%s", method, incident, exc_info=error)
     await context.abort(
