@@ -1,4 +1,4 @@
-"""Every error of ours reaches the client as its own status, with its message, whatever the kind of call."""
+"""Every error of ours reaches the client as its own status and message, in every kind of call."""
 
 from __future__ import annotations
 
