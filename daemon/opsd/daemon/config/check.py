@@ -1,0 +1,179 @@
+"""Whether this machine has what a configuration speaks of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from opsd.daemon.config.load import LoadedConfig
+from opsd.daemon.config.problems import Problem, hide_secrets, raise_problems
+from opsd.daemon.config.schema import OpsdConfig
+
+
+def check_environment(
+    config: OpsdConfig | LoadedConfig, *, has_gpu: Callable[[], bool] | None = None
+) -> list[Problem]:
+    """Everything that would keep the daemon from starting, or a run from succeeding.
+
+    Given a LoadedConfig, each problem names the line that its value came from. Nothing is written.
+    """
+    loaded = config if isinstance(config, LoadedConfig) else LoadedConfig(config)
+    found: list[Problem] = []
+    for key, message, fix in _findings(loaded.config, has_gpu or gpu_is_present):
+        found.append(Problem(key, loaded.where(key), message, fix))
+    return found
+
+
+def require_environment(config: OpsdConfig | LoadedConfig) -> None:
+    """Raises ConfigError with everything that check_environment finds."""
+    raise_problems(check_environment(config))
+
+
+def gpu_is_present() -> bool:
+    """Whether an NVIDIA driver shows a device. Asking CUDA itself would break a later fork."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+_Finding = tuple[str, str, str]  # key, message, fix
+
+
+def _findings(config: OpsdConfig, has_gpu: Callable[[], bool]) -> Iterator[_Finding]:
+    yield from _model(config)
+    yield from _state_dir(config)
+    yield from _store(config)
+    yield from _suites(config)
+    yield from _devices(config, has_gpu)
+    yield from _triggers(config)
+    yield from _timing(config)
+
+
+def _model(config: OpsdConfig) -> Iterator[_Finding]:
+    fix = "name the directory of a model in Hugging Face format"
+    if not config.model.path:
+        yield "model.path", "is not set", fix
+        return
+    path = Path(config.model.path)
+    if not path.is_dir():
+        yield "model.path", f"{path} is not a directory", fix
+    elif not (path / "config.json").is_file():
+        yield "model.path", f"{path} has no config.json", fix
+    elif not any(path.glob("*.safetensors")):
+        yield "model.path", f"{path} has no *.safetensors weights", fix
+
+
+def _state_dir(config: OpsdConfig) -> Iterator[_Finding]:
+    path = config.state_dir
+    if path.exists() and not path.is_dir():
+        yield "state_dir", f"{path} is a file", "name a directory, or move the file away"
+        return
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield (
+            "state_dir",
+            f"{path} cannot be written by this user ({existing} is not writable)",
+            "name another directory, or give this user the right to write there",
+        )
+
+
+def _store(config: OpsdConfig) -> Iterator[_Finding]:
+    url = config.store.url
+    if not url:
+        return
+    scheme = url.partition("://")[0].partition("+")[0]
+    if "://" not in url or scheme not in ("sqlite", "postgresql"):
+        yield (
+            "store.url",
+            f"{hide_secrets(url)} is no URL of SQLite or PostgreSQL",
+            "write sqlite:///file.db or postgresql+psycopg://user@host/database, or leave it empty",
+        )
+    elif scheme == "sqlite" and (url.rstrip("/").endswith(":") or ":memory:" in url):
+        yield (
+            "store.url",
+            "an SQLite database in memory would forget acknowledged pairs",
+            "write sqlite:///file.db, or leave it empty",
+        )
+
+
+def _suites(config: OpsdConfig) -> Iterator[_Finding]:
+    for index, suite in enumerate(config.gate.suites):
+        path = Path(suite.path)
+        key = f"gate.suites[{index}].path"
+        if not path.is_file():
+            yield key, f"{path} of suite {suite.name} is not a file", "name its JSON lines file"
+        elif path.stat().st_size == 0:
+            yield key, f"{path} of suite {suite.name} is empty", "a suite needs held-out problems"
+    if config.gate.suites and not any(suite.role == "target" for suite in config.gate.suites):
+        yield (
+            "gate.suites",
+            "no suite has the role target, so no adapter can pass the gate",
+            'give the suite that must improve role = "target"',
+        )
+
+
+def _devices(config: OpsdConfig, has_gpu: Callable[[], bool]) -> Iterator[_Finding]:
+    for key, device in (
+        ("engine.device", config.engine.device),
+        ("pool.device", config.pool.device),
+    ):
+        if device == "cuda" and not has_gpu():
+            yield key, '"cuda", but no NVIDIA GPU is visible here', 'set it to "cpu" or "auto"'
+
+
+def _triggers(config: OpsdConfig) -> Iterator[_Finding]:
+    from zoneinfo import ZoneInfo
+
+    triggers = config.runs.triggers
+    timezone: ZoneInfo | None = None
+    try:
+        timezone = ZoneInfo(triggers.timezone)
+    except (OSError, LookupError, ValueError):
+        yield (
+            "runs.triggers.timezone",
+            f'"{triggers.timezone}" is no time zone',
+            'write one of the tz database, e.g. "Europe/Berlin"',
+        )
+    if triggers.cron:
+        from apscheduler.triggers.cron import CronTrigger
+
+        try:
+            CronTrigger.from_crontab(triggers.cron, timezone or "UTC")
+        except (ValueError, LookupError) as error:
+            yield (
+                "runs.triggers.cron",
+                f'"{triggers.cron}" is no crontab expression: {error}',
+                'write five fields, e.g. "0 3 * * *" for 3 o\'clock every night',
+            )
+
+
+def _timing(config: OpsdConfig) -> Iterator[_Finding]:
+    promotion = config.promotion
+    if (promotion.canary_share > 0) != (promotion.canary_duration_s > 0):
+        zero, other = "canary_duration_s", "canary_share"
+        if promotion.canary_share == 0:
+            zero, other = other, zero
+        yield (
+            f"promotion.{other}",
+            f"has no effect while promotion.{zero} is 0",
+            f"set promotion.{zero} too, or both to 0",
+        )
+    stall, beat = config.runs.stall_timeout_s, config.training.heartbeat_interval_s
+    if stall <= 2 * beat:
+        yield (
+            "runs.stall_timeout_s",
+            f"{stall:g} s would kill a healthy trainer, which writes every {beat:g} s",
+            "set it above twice training.heartbeat_interval_s",
+        )
+    if config.runs.min_pairs > config.runs.max_pairs:
+        yield (
+            "runs.min_pairs",
+            f"{config.runs.min_pairs} is more than runs.max_pairs ({config.runs.max_pairs})",
+            "no run could ever start: lower it",
+        )
+    if config.training.rollout.max_new_tokens >= (config.model.max_model_len or float("inf")):
+        yield (
+            "training.rollout.max_new_tokens",
+            f"{config.training.rollout.max_new_tokens} leaves no room for a prompt in "
+            f"model.max_model_len ({config.model.max_model_len})",
+            "lower it",
+        )
