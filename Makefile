@@ -50,7 +50,7 @@ imports: | $(BIN)/opsd ## Check that imports keep the directions of the design
 	@$(BIN)/lint-imports --no-logo
 
 native: | $(BIN)/opsd ## Compile the C++ operators from nothing, warnings as errors
-	@rm -rf build/native
+	@rm -rf build/native && mkdir -p build
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --force \
 	  --build-temp build/native/temp --build-lib build/native/lib >build/native.log 2>&1 \
 	  || { cat build/native.log >&2; exit 1; }
