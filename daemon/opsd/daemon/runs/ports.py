@@ -1,0 +1,74 @@
+"""What runs need of the rest of the daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from opsd.daemon.store.api import RunStore
+from opsd.daemon.types.adapters import Adapter, AdapterState, Incumbent
+from opsd.daemon.types.gate import GateReport
+from opsd.daemon.types.pairs import Pair, PairCounts
+from opsd.daemon.types.runs import Run
+
+
+class RunsStore(RunStore, Protocol):
+    """The part of the store that runs use; ``opsd.daemon.store.api.Store`` has all of it."""
+
+    def count_pairs(self) -> PairCounts: ...
+
+    def trainable_pairs(self, *, source: str = "", limit: int = 0) -> list[Pair]: ...
+
+    def get_adapter(self, name: str) -> Adapter: ...
+
+    def list_adapters(self) -> list[Adapter]: ...
+
+    def get_incumbent(self) -> Incumbent: ...
+
+    def set_adapter_state(self, name: str, state: AdapterState) -> None: ...
+
+    def reject(self, name: str, *, actor: str, reason: str) -> object: ...
+
+    def save_gate(self, report: GateReport) -> None: ...
+
+
+class HeldOut(Protocol):
+    """Which problems the suites hold."""
+
+    def held_out_keys(self, keys: Sequence[str]) -> set[str]:
+        """Those of ``keys`` (of ``types.text.prompt_key``) that belong to a suite's item."""
+        ...
+
+
+class Intake(Protocol):
+    """Where a finished run's adapter enters the daemon."""
+
+    async def admit(self, run: Run, adapter_dir: Path, sha256: str) -> Adapter:
+        """Verifies the files byte by byte, stores them and loads them beside the incumbent.
+
+        Admitting the same adapter again returns the same row. Raises AdapterError when the files
+        are not what they should be, EngineError when the engine could not load them.
+        """
+        ...
+
+    async def withdraw(self, name: str) -> None:
+        """The candidate will not be promoted: unload it once nothing uses it.
+
+        A no-op the second time, and for an adapter that serves.
+        """
+        ...
+
+
+class Evaluator(Protocol):
+    """The gate."""
+
+    async def evaluate(
+        self, run: Run, candidate: Adapter, on_progress: Callable[[int, int], None]
+    ) -> GateReport:
+        """Compares the candidate with the incumbent; goes on where an interrupted call stopped.
+
+        ``on_progress(done, total)`` counts suite items over both adapters. Raises EngineError or
+        NotReadyError for what may be tried again.
+        """
+        ...

@@ -1,0 +1,111 @@
+"""The immutable training shard of one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from opsd.daemon.errors import TrainerFailure
+from opsd.daemon.runs.files import file_sha256, write_atomically
+from opsd.daemon.runs.ports import HeldOut, RunsStore
+from opsd.daemon.types.pairs import Pair
+from opsd.daemon.types.runs import Run
+from opsd.daemon.types.text import prompt_key
+from opsd.v1 import training_pb2
+
+SHARD_NAME: Final = "shard.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A shard on disk and the pairs it holds."""
+
+    ref: training_pb2.ShardRef
+    pair_ids: tuple[str, ...]
+    num_held_out: int  # verified pairs left out because a suite holds their problem
+
+
+def take_snapshot(
+    run: Run,
+    run_dir: Path,
+    *,
+    store: RunsStore,
+    held_out: HeldOut,
+    min_pairs: int,
+    max_pairs: int,
+) -> Snapshot:
+    """Freezes the run's training data: writes the shard once and records its pairs in the store.
+
+    Called again for a run whose shard is on disk, it takes that one, so that a restarted daemon
+    goes on with the same data. Raises TrainerFailure when too few pairs are left, or when a suite
+    has come to hold a problem of a shard that was already written.
+    """
+    path = run_dir / SHARD_NAME
+    num_held_out = 0
+    if path.exists():
+        records = _read_records(path)
+        _refuse_held_out(records, held_out, path)
+    else:
+        pairs = store.trainable_pairs(source=run.source, limit=max_pairs)
+        kept = _without_held_out(pairs, held_out)
+        num_held_out = len(pairs) - len(kept)
+        if len(kept) < min_pairs:
+            raise TrainerFailure(too_few_pairs(len(kept), min_pairs, run.source, num_held_out))
+        records = [_record(pair) for pair in sorted(kept, key=lambda pair: pair.input.id)]
+        write_atomically(path, _lines(records))
+    pair_ids = tuple(record["id"] for record in records)
+    store.record_snapshot(run.id, pair_ids)
+    ref = training_pb2.ShardRef(path=str(path), sha256=file_sha256(path), num_pairs=len(pair_ids))
+    return Snapshot(ref=ref, pair_ids=pair_ids, num_held_out=num_held_out)
+
+
+def too_few_pairs(have: int, need: int, source: str, num_held_out: int = 0) -> str:
+    """What to say about a run that has not enough to train on."""
+    of_source = f" of source {source!r}" if source else ""
+    left_out = f" ({num_held_out} more are held-out problems)" if num_held_out else ""
+    return (
+        f"{have} verified pairs{of_source} are there{left_out} but runs.min_pairs asks for {need}: "
+        f"submit {need - have} more or lower runs.min_pairs"
+    )
+
+
+def _without_held_out(pairs: Sequence[Pair], held_out: HeldOut) -> list[Pair]:
+    # The key is computed anew: the stored one may stem from an older normal form.
+    keys = [prompt_key(pair.input.prompt) for pair in pairs]
+    refused = held_out.held_out_keys(keys)
+    return [pair for pair, key in zip(pairs, keys, strict=True) if key not in refused]
+
+
+def _refuse_held_out(records: Sequence[dict[str, str]], held_out: HeldOut, path: Path) -> None:
+    keys = {prompt_key(record["prompt"]): record["id"] for record in records}
+    refused = held_out.held_out_keys(list(keys))
+    if refused:
+        names = ", ".join(sorted(keys[key] for key in refused)[:5])
+        raise TrainerFailure(
+            f"{path}: {len(refused)} pairs have become held-out problems since the shard was "
+            f"written ({names}, …): trigger a new run"
+        )
+
+
+def _record(pair: Pair) -> dict[str, str]:
+    given = pair.input
+    return {
+        "id": given.id,
+        "prompt": given.prompt,
+        "solution": given.solution,
+        "reference": given.reference,
+        "verifier": given.verifier,
+        "stratum": given.stratum,
+    }
+
+
+def _lines(records: Sequence[dict[str, str]]) -> bytes:
+    # ASCII escapes keep line separators such as U+2028 inside their line for every reader.
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def _read_records(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
