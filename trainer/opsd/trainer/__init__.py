@@ -1,0 +1,1 @@
+"""The training job: objectives, rollouts, loop and loss."""
