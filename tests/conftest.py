@@ -1,0 +1,119 @@
+"""Databases for tests: a fresh SQLite file, or a fresh database on a PostgreSQL of the tests' own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+START_TIMEOUT_S = 60
+UNPRIVILEGED = "nobody"
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A running server that listens on a socket in ``directory`` only."""
+
+    directory: Path
+    bin: Path
+
+    def url(self, database: str) -> str:
+        return f"postgresql+psycopg://opsd@/{database}?host={self.directory}"
+
+    def run(self, program: str, *arguments: str) -> None:
+        subprocess.run(
+            [self.bin / program, "-h", self.directory, "-U", "opsd", *arguments],
+            check=True,
+            capture_output=True,
+        )
+
+    def new_database(self) -> str:
+        name = f"t_{uuid4().hex}"
+        self.run("createdb", name)
+        return self.url(name)
+
+
+def _postgres_bin() -> Path | None:
+    """Where initdb and postgres are: usually outside PATH."""
+    candidates: list[Path] = []
+    if found := shutil.which("pg_config"):
+        answer = subprocess.run([found, "--bindir"], capture_output=True, text=True, check=True)
+        candidates.append(Path(answer.stdout.strip()))
+    candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    if found := shutil.which("postgres"):
+        candidates.append(Path(found).resolve().parent)
+    for directory in candidates:
+        if all((directory / program).exists() for program in ("initdb", "postgres", "createdb")):
+            return directory
+    return None
+
+
+def _as_owner(directory: Path) -> list[str]:
+    """How a command is started as the owner of the cluster: initdb and postgres refuse root."""
+    if os.geteuid() != 0:
+        return []
+    shutil.chown(directory, UNPRIVILEGED)
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("PostgreSQL does not run as root, and setpriv (util-linux) is missing")
+    return [setpriv, f"--reuid={UNPRIVILEGED}", "--clear-groups"]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One PostgreSQL server for the session, with fsync on, as in production."""
+    binaries = _postgres_bin()
+    if binaries is None:
+        pytest.skip("PostgreSQL's server programs are missing: install Debian's postgresql package")
+    # Not under pytest's own directory: that one is closed to the unprivileged user, and a socket's
+    # path must stay under 108 bytes.
+    directory = Path(tempfile.mkdtemp(prefix="opsd-pg-"))
+    owner = _as_owner(directory)
+    data, log = directory / "data", directory / "log"
+    try:
+        initdb = [binaries / "initdb", "-D", data, "-U", "opsd", "--auth=trust", "-E", "UTF8"]
+        subprocess.run([*owner, *initdb], check=True, capture_output=True, cwd=directory)
+        with log.open("wb") as sink:
+            server = subprocess.Popen(
+                [*owner, binaries / "postgres", "-D", data, "-k", directory]
+                + ["-c", "listen_addresses=", "-c", "max_connections=200"],
+                stdout=sink,
+                stderr=sink,
+                cwd=directory,
+            )
+        try:
+            _wait_ready(binaries, directory, server, log)
+            yield Postgres(directory, binaries)
+        finally:
+            server.terminate()
+            server.wait()
+    finally:
+        shutil.rmtree(directory)
+
+
+def _wait_ready(
+    binaries: Path, directory: Path, server: subprocess.Popen[bytes], log: Path
+) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    ask = [binaries / "pg_isready", "-q", "-h", directory]
+    while subprocess.run(ask, check=False).returncode != 0:
+        if server.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"PostgreSQL did not start:\n{log.read_text()}")
+        time.sleep(0.05)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database: the test runs once on each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'opsd.db'}"
+    make: Callable[[], str] = request.getfixturevalue("postgres").new_database
+    return make()
