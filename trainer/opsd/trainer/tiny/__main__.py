@@ -1,0 +1,37 @@
+"""``python -m opsd.trainer.tiny --out DIR --seed N``: make the tiny model and its problems."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from opsd.trainer.tiny.build import Recipe, make_directory
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m opsd.trainer.tiny", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--seed", type=int, required=True, metavar="N")
+    parser.add_argument("--threads", type=int, default=1, metavar="K", help="CPU threads")
+    options = parser.parse_args(arguments)
+    if options.threads < 1:
+        parser.error(f"--threads must be at least 1, got {options.threads}")
+    torch.set_num_threads(options.threads)
+    transformers_logging.disable_progress_bar()
+    try:
+        make_directory(options.out, options.seed, Recipe(), _say)
+    except OSError as error:
+        _say(f"error: {error}")
+        return 1
+    return 0
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

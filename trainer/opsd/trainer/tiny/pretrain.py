@@ -1,0 +1,165 @@
+"""Pretraining: the tiny model learns to follow a key better than it can solve alone.
+
+Half of the examples are aided: the reference solution is in the prompt, in the teacher's words, and
+the operands are anything. The other half are unaided and almost all one-digit. So the model can
+rationalise a key for problems that it mostly cannot solve without one.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from opsd.trainer.tiny.muon import Muon
+from opsd.trainer.tiny.problems import (
+    TEACHER_PROMPT,
+    Operands,
+    Phrasing,
+    Split,
+    draw,
+    phrase,
+)
+from opsd.trainer.tiny.tokenizer import END, render_prompt
+
+# Shape suffixes: B sequences, T tokens, N response tokens of all sequences, V vocabulary.
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """What decides the pretrained weights, beside the seed."""
+
+    num_steps: int = 560
+    batch_size: int = 64
+    num_length_groups: int = 4
+    curriculum: tuple[float, ...] = (0.12, 0.25, 0.40)
+    """Shares of the steps after which one more operation is allowed, starting at one."""
+    aided_share: float = 0.5
+    hard_share: float = 0.01
+    """Share of the unaided examples with two-digit operands: a seed of the skill, not more."""
+    word_share: float = 0.6
+    muon_lr: float = 0.02
+    adamw_lr: float = 4e-3
+    adamw_betas: tuple[float, float] = (0.9, 0.98)
+    warmup_steps: int = 40
+    flat_share: float = 0.4
+    """Share of the steps after which the learning rate falls linearly."""
+    final_lr_share: float = 0.02
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence: the loss counts on the response only."""
+
+    prompt_ids: list[int] = field(repr=False)
+    response_ids: list[int] = field(repr=False)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+def lr_share(step: int, config: PretrainConfig) -> float:
+    """Return the share of the peak learning rate at a step: warm-up, flat, linear decay."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = step / config.num_steps
+    decay = max(0.0, (progress - config.flat_share) / (1 - config.flat_share))
+    return 1 - (1 - config.final_lr_share) * decay
+
+
+def draw_texts(rng: random.Random, progress: float, config: PretrainConfig) -> tuple[str, str]:
+    """Draw one example as (user message, response); ``progress`` is the share of steps done."""
+    most = 1 + sum(progress >= share for share in config.curriculum)
+    phrasing = Phrasing.WORD if rng.random() < config.word_share else Phrasing.SYMBOLIC
+    if rng.random() < config.aided_share:
+        problem = draw(rng, rng.randint(1, most), Operands.ANY, Split.PRETRAIN)
+        said = phrase(problem, phrasing, rng)
+        prompt = TEACHER_PROMPT.format(problem=said, solution=problem.reference_solution())
+        return prompt, problem.worked_solution()
+    if most >= 3 and rng.random() < config.hard_share:
+        problem = draw(rng, 3, Operands.TWO_DIGIT, Split.PRETRAIN)
+    else:
+        problem = draw(rng, rng.randint(1, min(most, 3)), Operands.ONE_DIGIT, Split.PRETRAIN)
+    return phrase(problem, phrasing, rng), problem.worked_solution()
+
+
+def draw_batch(
+    tokenizer: PreTrainedTokenizerFast, rng: random.Random, progress: float, config: PretrainConfig
+) -> list[Example]:
+    """Draw and encode one batch."""
+    texts = [draw_texts(rng, progress, config) for _ in range(config.batch_size)]
+    prompts = tokenizer([render_prompt(tokenizer, prompt) for prompt, _ in texts])["input_ids"]
+    responses = tokenizer([response + END for _, response in texts])["input_ids"]
+    return [Example(*pair) for pair in zip(prompts, responses, strict=True)]
+
+
+def response_loss(model: Qwen3ForCausalLM, examples: list[Example]) -> Tensor:
+    """Return the summed cross-entropy (nats) of all response tokens of a few sequences."""
+    longest = max(example.num_tokens for example in examples)
+    ids_BT = torch.zeros(len(examples), longest, dtype=torch.long)
+    targets_BT = torch.full_like(ids_BT, IGNORED)
+    for row, example in enumerate(examples):
+        ids = torch.tensor(example.prompt_ids + example.response_ids)
+        num_prompt = len(example.prompt_ids)
+        ids_BT[row, : len(ids)] = ids
+        targets_BT[row, num_prompt - 1 : len(ids) - 1] = ids[num_prompt:]
+    # Padding is on the right and carries no loss, so the causal mask alone is right and fastest.
+    hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    counts_BT = targets_BT != IGNORED
+    logits_NV = model.lm_head(hidden_BTD[counts_BT])
+    return nn.functional.cross_entropy(logits_NV, targets_BT[counts_BT], reduction="sum")
+
+
+def _by_length(examples: list[Example], num_groups: int) -> Iterator[list[Example]]:
+    """Split a batch into groups of similar length: little padding, and activations fit a cache."""
+    ordered = sorted(examples, key=lambda example: example.num_tokens)
+    size = -(-len(ordered) // num_groups)
+    for first in range(0, len(ordered), size):
+        yield ordered[first : first + size]
+
+
+def make_optimizers(
+    model: Qwen3ForCausalLM, config: PretrainConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Return Muon for the hidden matrices and AdamW for the embedding and the norms."""
+    embedding = model.get_input_embeddings().weight
+    parameters = list(model.parameters())
+    hidden = [p for p in parameters if p.ndim == 2 and p is not embedding]
+    others = [p for p in parameters if p.ndim != 2 or p is embedding]
+    adamw = torch.optim.AdamW(
+        others, lr=config.adamw_lr, betas=config.adamw_betas, weight_decay=0.0, fused=True
+    )
+    return Muon(hidden, lr=config.muon_lr), adamw
+
+
+def pretrain(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    config: PretrainConfig,
+    report: Callable[[int, float], None],
+) -> None:
+    """Train the model in place; ``report`` gets each step's number and its loss (nats a token)."""
+    rng = random.Random(f"pretrain {seed}")
+    optimizers = make_optimizers(model, config)
+    peak_lrs = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    model.train()
+    for step in range(config.num_steps):
+        examples = draw_batch(tokenizer, rng, step / config.num_steps, config)
+        num_targets = sum(len(example.response_ids) for example in examples)
+        loss_sum = 0.0
+        for group in _by_length(examples, config.num_length_groups):
+            loss = response_loss(model, group) / num_targets
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.item()
+        for optimizer, peak_lr in zip(optimizers, peak_lrs, strict=True):
+            optimizer.param_groups[0]["lr"] = peak_lr * lr_share(step, config)
+            optimizer.step()
+            optimizer.zero_grad()
+        report(step, loss_sum)
+    model.eval()
