@@ -1,0 +1,78 @@
+"""Keeps attempts without serving ever waiting for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from opsd.daemon.serve import metrics
+from opsd.daemon.serve.ports import AttemptSink
+from opsd.daemon.types.pairs import Attempt
+
+log = logging.getLogger(__name__)
+
+
+class AttemptRecorder:
+    """A bounded queue in front of the sink; what does not fit is dropped and counted."""
+
+    def __init__(self, sink: AttemptSink, *, max_queued: int = 4096, max_batch: int = 256) -> None:
+        self._sink = sink
+        self._queue: asyncio.Queue[Attempt] = asyncio.Queue(max_queued)
+        self._max_batch = max_batch
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        assert self._task is None, "started already"
+        self._task = asyncio.create_task(self._run(), name="attempt-recorder")
+
+    async def stop(self, timeout_s: float = 5.0) -> None:
+        """Keeps what is queued, then stops; what is left at the time-out is dropped and counted."""
+        if self._task is None:
+            return
+        await self.settle(timeout_s)
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+        self._task = None
+        left = self._queue.qsize()
+        if left:
+            metrics.ATTEMPTS.labels("dropped").inc(left)
+            log.warning("attempts dropped count=%d reason=stopped before they were kept", left)
+
+    async def settle(self, timeout_s: float = 5.0) -> bool:
+        """Waits until every attempt offered so far is kept or given up; False at the time-out.
+
+        For whoever looks an attempt up right after its completion went out.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._queue.join()
+        except TimeoutError:
+            return False
+        return True
+
+    def offer(self, attempt: Attempt) -> bool:
+        """False: the queue is full and the attempt was dropped."""
+        try:
+            self._queue.put_nowait(attempt)
+        except asyncio.QueueFull:
+            metrics.ATTEMPTS.labels("dropped").inc()
+            return False
+        return True
+
+    async def _run(self) -> None:
+        while True:
+            batch = [await self._queue.get()]
+            while len(batch) < self._max_batch and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            try:
+                await asyncio.to_thread(self._sink.add_attempts, batch)
+            except Exception as error:
+                metrics.ATTEMPTS.labels("failed").inc(len(batch))
+                log.error("attempts lost count=%d error=%s", len(batch), error)
+            else:
+                metrics.ATTEMPTS.labels("kept").inc(len(batch))
+            finally:
+                for _ in batch:
+                    self._queue.task_done()

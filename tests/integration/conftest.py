@@ -1,0 +1,115 @@
+"""A micro model, random adapters, and one real engine that all engine tests share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+# Read once, when torch is imported; more threads than cores make the engine crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import pytest_asyncio
+import torch
+from safetensors.torch import save_file
+
+from opsd.daemon.config.schema import EngineConfig, ModelConfig
+from opsd.daemon.serve.vllm_engine import VllmEngine
+from opsd.daemon.types.engine import AdapterHandle
+
+LORA_RANK = 8
+MakeAdapter = Callable[[int], AdapterHandle]
+
+
+@pytest.fixture(scope="session")
+def micro_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained Qwen3 of 330,000 parameters with a chat template and a context of 512 tokens."""
+    from opsd.trainer.tiny.model import make_model
+    from opsd.trainer.tiny.tokenizer import make_tokenizer
+
+    path = tmp_path_factory.mktemp("micro-model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries' own
+        tokenizer = make_tokenizer()
+        make_model(tokenizer, 0).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_adapter(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
+    """Writes a random adapter, strong enough to change every greedy completion, for a seed."""
+    made: dict[int, AdapterHandle] = {}
+
+    def make(seed: int) -> AdapterHandle:
+        if seed not in made:
+            path = tmp_path_factory.mktemp(f"adapter-{seed}")
+            write_random_adapter(micro_model, path, seed)
+            digest = hashlib.sha256((path / "adapter_model.safetensors").read_bytes()).hexdigest()
+            made[seed] = AdapterHandle(f"opsd-{digest[:16]}", 1000 + seed, str(path))
+        return made[seed]
+
+    return make
+
+
+def write_random_adapter(model_dir: Path, path: Path, seed: int) -> None:
+    config = json.loads((model_dir / "config.json").read_text())
+    hidden, ffn = config["hidden_size"], config["intermediate_size"]
+    queries = config["num_attention_heads"] * config["head_dim"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    shapes = {
+        "self_attn.q_proj": (hidden, queries),
+        "self_attn.k_proj": (hidden, keys),
+        "self_attn.v_proj": (hidden, keys),
+        "self_attn.o_proj": (queries, hidden),
+        "mlp.gate_proj": (hidden, ffn),
+        "mlp.up_proj": (hidden, ffn),
+        "mlp.down_proj": (ffn, hidden),
+    }
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(config["num_hidden_layers"]):
+        for name, (num_in, num_out) in shapes.items():
+            key = f"base_model.model.model.layers.{layer}.{name}"
+            a_RI = torch.randn(LORA_RANK, num_in, generator=generator) * 0.3
+            b_OR = torch.randn(num_out, LORA_RANK, generator=generator) * 0.3
+            tensors[f"{key}.lora_A.weight"] = a_RI
+            tensors[f"{key}.lora_B.weight"] = b_OR
+    save_file(tensors, path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(
+        json.dumps(
+            {
+                "peft_type": "LORA",
+                "task_type": "CAUSAL_LM",
+                "r": LORA_RANK,
+                "lora_alpha": LORA_RANK,
+                "bias": "none",
+                "target_modules": sorted(name.split(".")[1] for name in shapes),
+            }
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def engine_configs(micro_model: Path) -> tuple[ModelConfig, EngineConfig]:
+    """Of every engine in these tests: small, and quick to start."""
+    return (
+        ModelConfig(path=str(micro_model), dtype="float32"),
+        EngineConfig(device="cpu", kv_cache_mib=64, max_num_seqs=64, max_lora_rank=8),
+    )
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def engine(engine_configs: tuple[ModelConfig, EngineConfig]) -> AsyncIterator[VllmEngine]:
+    """A started engine. Tests that use it run on the session's loop, leave no adapter loaded and no
+    request running, and never kill it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own
+        engine = VllmEngine(*engine_configs)
+        await engine.start()
+        yield engine
+        await engine.stop()
