@@ -8,7 +8,6 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Insert,
     RowMapping,
     bindparam,
     func,
@@ -18,6 +17,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import ReturningInsert
 
 from opsd.daemon.errors import NotFoundError
 from opsd.daemon.store import tables
@@ -41,9 +41,9 @@ _attempts = tables.attempts
 
 # Built once: for a statement that runs for every pair, putting it together costs more than running
 # it. The constraints decide who was first, whoever else writes.
-_INSERT_PAIR: dict[str, Insert] = {
-    "sqlite": sqlite.insert(_pairs).on_conflict_do_nothing(),
-    "postgresql": postgresql.insert(_pairs).on_conflict_do_nothing(),
+_INSERT_PAIR: dict[str, ReturningInsert[tuple[int]]] = {
+    "sqlite": sqlite.insert(_pairs).on_conflict_do_nothing().returning(_pairs.c.seq),
+    "postgresql": postgresql.insert(_pairs).on_conflict_do_nothing().returning(_pairs.c.seq),
 }
 _SAME_PAIR = select(_pairs).where(
     or_(
@@ -184,7 +184,7 @@ def _filter(status: PairStatus | None, source: str) -> list[ColumnElement[bool]]
 
 def _add_pair(connection: Connection, pair: Pair) -> AddPairResult:
     statement = _INSERT_PAIR[connection.dialect.name]
-    if connection.execute(statement, _pair_values(pair)).rowcount == 1:
+    if connection.execute(statement, _pair_values(pair)).scalar() is not None:
         return AddPairResult(AddPairKind.STORED, pair)
     same = {"given_id": pair.input.id, "given_sha256": pair.content_sha256}
     rows = [_pair(row) for row in connection.execute(_SAME_PAIR, same).mappings()]
