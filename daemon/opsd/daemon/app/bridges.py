@@ -1,0 +1,36 @@
+"""Small pieces that fit one part's port to another part."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from opsd.daemon.gate.evaluate import GateEvaluator
+from opsd.daemon.serve.state import Availability
+from opsd.daemon.store.api import AdapterStore
+from opsd.daemon.types.adapters import Adapter
+from opsd.daemon.types.engine import BASE
+from opsd.daemon.types.gate import GateReport
+from opsd.daemon.types.runs import Run
+
+
+class IncumbentEvaluator:
+    """The gate as runs see it: the comparison is with whatever serves when it begins."""
+
+    def __init__(
+        self, gate: GateEvaluator, store: AdapterStore, availability: Availability
+    ) -> None:
+        self._gate = gate
+        self._store = store
+        self._availability = availability
+
+    async def evaluate(
+        self, run: Run, candidate: Adapter, on_progress: Callable[[int, int], None]
+    ) -> GateReport:
+        """Raises NotReadyError while the engine is down: the run waits for it."""
+        self._availability.require_ready()
+        row = await asyncio.to_thread(self._store.get_incumbent)
+        incumbent = None
+        if row.adapter != BASE:
+            incumbent = (await asyncio.to_thread(self._store.get_adapter, row.adapter)).handle()
+        return await self._gate.evaluate(run, candidate, incumbent, on_progress)
