@@ -1,0 +1,1 @@
+"""The command line `opsd`: it talks gRPC to the daemon and imports nothing of it."""
