@@ -71,6 +71,8 @@ def wants_cuda() -> bool:
         raise SystemExit(f"OPSD_CUDA={wish}: expected 0, 1 or auto")
     if wish == "auto":
         return torch.version.cuda is not None and CUDA_HOME is not None
+    if wish == "1" and torch.version.cuda is None:
+        raise SystemExit("OPSD_CUDA=1, but torch is a CPU build: run make setup FLAVOUR=cuda")
     if wish == "1" and CUDA_HOME is None:
         raise SystemExit("OPSD_CUDA=1, but no nvcc: set CUDA_HOME to the CUDA toolkit's folder")
     return wish == "1"

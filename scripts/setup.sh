@@ -26,16 +26,19 @@ locks=(requirements/"$flavour".lock requirements/dev.lock)
 [[ $flavour == cpu ]] && locks=(requirements/torch-cpu.txt "${locks[@]}")
 lock_stamp="$flavour $version $(cat "${locks[@]}" | sha256sum | cut -d' ' -f1)"
 
-if [[ -d $venv ]] && ! "$venv/bin/python" -c '' 2>/dev/null; then
-  say "$venv no longer runs (was its Python removed?): making it anew"
+remake() {
+  say "$1: making $venv anew"
   rm -rf "$venv"
-fi
-if [[ -e $venv/.opsd-lock ]]; then
-  read -r old_flavour old_version _ <"$venv/.opsd-lock"
-  if [[ $old_flavour != "$flavour" || $old_version != "$version" ]]; then
+}
+if [[ -d $venv ]]; then
+  # Empty when it does not run, or when an earlier run was interrupted before pip was in it.
+  venv_version=$("$venv/bin/python" -c 'import pip, sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || true)
+  read -r venv_flavour _ <"$venv/.opsd-lock" 2>/dev/null || venv_flavour=$flavour
+  if [[ $venv_version != "$version" ]]; then
+    remake "$venv has Python ${venv_version:-that does not run}, not $version"
+  elif [[ $venv_flavour != "$flavour" ]]; then
     # Both flavours install the import package vllm: one must be gone before the other comes.
-    say "$venv is for $old_flavour on Python $old_version: making it anew"
-    rm -rf "$venv"
+    remake "$venv is for $venv_flavour"
   fi
 fi
 if [[ ! -d $venv ]]; then "$python" -m venv "$venv"; fi
