@@ -33,7 +33,7 @@ remake() {
 if [[ -d $venv ]]; then
   # Empty when it does not run, or when an earlier run was interrupted before pip was in it.
   venv_version=$("$venv/bin/python" -c 'import pip, sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || true)
-  read -r venv_flavour _ <"$venv/.opsd-lock" 2>/dev/null || venv_flavour=$flavour
+  venv_flavour=$(cut -d" " -f1 "$venv/.opsd-lock" 2>/dev/null || echo "$flavour")
   if [[ $venv_version != "$version" ]]; then
     remake "$venv has Python ${venv_version:-that does not run}, not $version"
   elif [[ $venv_flavour != "$flavour" ]]; then
