@@ -195,16 +195,16 @@ async def test_users_overtake_low_priority_work(engine: VllmEngine) -> None:
         finished.append(name)
 
     background = [asyncio.create_task(run(f"gate-{i}", 10)) for i in range(320)]
-    await asyncio.sleep(0)
-    while engine.num_unfinished_requests() < 320:
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(60):
+        while engine.num_unfinished_requests() < 320:  # noqa: ASYNC110 - vLLM offers no event
+            await asyncio.sleep(0.001)
     await run("user", 0)
     await asyncio.gather(*background)
     assert finished.index("user") < 200
 
 
 async def test_text_is_always_valid_utf8(engine: VllmEngine) -> None:
-    hot = replace(GREEDY, temperature=10.0, max_tokens=200, seed=3)
+    hot = replace(GREEDY, temperature=2.0, max_tokens=200, seed=3)
     for chunk in await complete(engine, replace(CHAT, sampling=hot)):
         chunk.text.encode("utf-8")
 

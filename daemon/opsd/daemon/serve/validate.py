@@ -12,7 +12,7 @@ from opsd.v1 import inference_pb2 as pb
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 256
-MAX_TEMPERATURE = 10.0
+MAX_TEMPERATURE = 2.0  # vLLM samples no hotter
 MAX_MESSAGES = 1024
 MAX_ID_CHARS = 128
 MAX_SEED = (1 << 63) - 1
