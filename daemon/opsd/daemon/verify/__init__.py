@@ -1,0 +1,1 @@
+"""Whether a text answers a problem, decided in processes that can be killed."""
