@@ -91,8 +91,9 @@ def test_a_failing_rank_is_named_not_taken_for_a_cancellation(make_run: MakeRun)
         "        raise data.ShardError('rank 1 cannot read the shard')\n"
         "    data.load_shard = broken\n"
     )
-    os.environ["PYTHONPATH"], before = f"{site}:{os.environ.get('PYTHONPATH', '')}", os.environ.get(
-        "PYTHONPATH", ""
+    os.environ["PYTHONPATH"], before = (
+        f"{site}:{os.environ.get('PYTHONPATH', '')}",
+        os.environ.get("PYTHONPATH", ""),
     )
     try:
         process = start(run_json, ranks=2)

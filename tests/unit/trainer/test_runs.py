@@ -202,9 +202,7 @@ def test_training_goes_on_from_an_adapter(make_run: MakeRun, train: Train) -> No
     before, after = (_weights(outcome.run_dir / "adapter") for outcome in (first, second))
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6)
-    wrong = train(
-        make_run("third", initial_adapter_path=adapter, lora={"rank": 2, "alpha": 8})
-    )
+    wrong = train(make_run("third", initial_adapter_path=adapter, lora={"rank": 2, "alpha": 8}))
     assert "the spec's lora says (2, 8.0" in wrong.result.error
 
 
@@ -219,9 +217,7 @@ def test_the_incumbent_teaches_itself_nothing(make_run: MakeRun, train: Train) -
     incumbent = {"teacher": "TEACHER_INCUMBENT", "teacher_adapter_path": adapter}
     pairs = [{"id": "1", "prompt": "2+2", "solution": "4"}]
     same = {"student_template": "{problem} 4", "teacher_template": "{problem} {solution}"}
-    second = train(
-        make_run("second", pairs=pairs, prompt=same, objective=incumbent, **common)
-    )
+    second = train(make_run("second", pairs=pairs, prompt=same, objective=incumbent, **common))
     assert second.result.last.divergence == pytest.approx(0, abs=1e-6)
     based = train(make_run("third", pairs=pairs, prompt=same, **common))
     assert based.result.last.divergence > 1e-3, "the base is another teacher"

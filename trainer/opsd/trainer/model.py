@@ -63,7 +63,9 @@ def load_base(ref: training_pb2.ModelRef, device: torch.device) -> BaseModel:
             "this is not the model that the run was prepared for"
         )
     from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds to import
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # stderr is a log file
     try:
         causal = AutoModelForCausalLM.from_pretrained(
             path, dtype=_DTYPES[ref.dtype], attn_implementation="sdpa", local_files_only=True
