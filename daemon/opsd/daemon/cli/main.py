@@ -65,6 +65,12 @@ completion.add_to(app)
 version.add_to(app)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        version.print_version()
+        raise typer.Exit()
+
+
 @app.callback()
 def root(
     context: typer.Context,
@@ -91,12 +97,12 @@ def root(
         ),
     ] = None,
     show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_version
+        ),
     ] = False,
 ) -> None:
-    if show_version:
-        version.print_version()
-        raise typer.Exit()
     who = check_actor(actor) if actor is not None else default_actor()
     context.obj = Session(address, timeout, who, config)
 

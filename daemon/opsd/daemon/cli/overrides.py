@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -92,16 +93,18 @@ def _parse(field: FieldDescriptor, text: str) -> Any:
         items = json.loads(text) if text.lstrip().startswith("[") else text.split(",")
         return [item.strip() for item in items]
     if field.type == field.TYPE_BOOL:
-        return {"true": True, "false": False}[text.strip().lower()] if text else _bad(text)
+        word = text.strip().lower()
+        if word not in ("true", "false"):
+            raise ValueError(text)
+        return word == "true"
     if field.type == field.TYPE_STRING:
         return text
     if field.type == field.TYPE_DOUBLE:
-        return float(text)
+        number = float(text)
+        if not math.isfinite(number):
+            raise ValueError(text)
+        return number
     return int(text)
-
-
-def _bad(text: str) -> bool:
-    raise ValueError(text)
 
 
 def _prefix(field: FieldDescriptor) -> str:

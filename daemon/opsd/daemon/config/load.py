@@ -54,7 +54,12 @@ class LoadedConfig:
 
     def origin(self, key: str) -> Origin:
         """Of a dotted key such as ``server.port`` or ``gate.suites[0].path``."""
-        return self.origins.get(key, _DEFAULT)
+        found = self.origins.get(key)
+        if found is None and "[" in key:
+            # The environment sets a list as a whole.
+            whole = self.origins.get(key.partition("[")[0])
+            found = whole if whole is not None and whole.kind is OriginKind.ENVIRONMENT else None
+        return found or _DEFAULT
 
     def where(self, key: str) -> str:
         """The same as a message names it; "" for a default."""

@@ -97,17 +97,12 @@ def resolved(loaded: LoadedConfig) -> Iterator[tuple[str, Any, str]]:
             for index, item in enumerate(value):
                 for name in type(item).model_fields:
                     path = dotted((*key.path, index, name))
-                    yield path, getattr(item, name), _origin(loaded, path, key.name)
+                    yield path, getattr(item, name), loaded.where(path) or "default"
             continue
         if key.name == "store.url":
             value = hide_secrets(value)
-        yield key.name, _plain(value), _origin(loaded, key.name)
+        yield key.name, _plain(value), loaded.where(key.name) or "default"
 
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
-
-
-def _origin(loaded: LoadedConfig, *names: str) -> str:
-    """Of the first of the names that is not a default."""
-    return next((loaded.where(name) for name in names if loaded.where(name)), "default")

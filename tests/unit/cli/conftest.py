@@ -1,0 +1,324 @@
+"""A daemon that is only its gRPC face, on a real socket, and a way to run commands against it."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import grpc
+import pytest
+
+from opsd.daemon.cli.main import run
+from opsd.v1 import admin_pb2 as pb
+from opsd.v1 import admin_pb2_grpc, collection_pb2_grpc, inference_pb2_grpc
+from opsd.v1 import collection_pb2 as cpb
+from opsd.v1 import inference_pb2 as ipb
+
+RUN_ID = "0b6c2c1e-0000-4000-8000-000000000001"
+ADAPTER = "opsd-0123456789abcdef"
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+def a_run(**fields: Any) -> pb.Run:
+    values: dict[str, Any] = {
+        "id": RUN_ID,
+        "state": pb.RUN_STATE_TRAINING,
+        "trigger": "operator",
+        "num_pairs": 64,
+        "step": 3,
+        "num_steps": 10,
+        "created_unix_s": 1_700_000_000.0,
+    }
+    run = pb.Run(**(values | fields))
+    run.metrics.loss = 0.125
+    return run
+
+
+def an_adapter(**fields: Any) -> pb.Adapter:
+    values: dict[str, Any] = {
+        "name": ADAPTER,
+        "sha256": "01" * 32,
+        "state": pb.ADAPTER_STATE_CANDIDATE,
+        "run_id": RUN_ID,
+        "rank": 16,
+        "size_bytes": 3 << 20,
+        "gate_verdict": pb.GATE_VERDICT_PASS,
+    }
+    return pb.Adapter(**(values | fields))
+
+
+def a_report() -> pb.GateReport:
+    suite = pb.SuiteReport(
+        name="arithmetic",
+        role=pb.SUITE_ROLE_TARGET,
+        n=600,
+        incumbent_accuracy=0.47,
+        candidate_accuracy=0.9,
+        only_candidate=270,
+        only_incumbent=12,
+        difference=0.43,
+        ci_low=0.39,
+        ci_high=0.47,
+        confidence=0.95,
+        p_value=1e-40,
+        margin=0.02,
+        verdict=pb.GATE_VERDICT_PASS,
+        explanation="the interval lies above the margin",
+    )
+    suite.strata.add(stratum="hard", n=200, incumbent_accuracy=0.09, candidate_accuracy=0.96)
+    return pb.GateReport(
+        run_id=RUN_ID,
+        candidate=ADAPTER,
+        incumbent="base",
+        verdict=pb.GATE_VERDICT_PASS,
+        explanation="every suite passed",
+        suites=[suite],
+    )
+
+
+@dataclass
+class FakeDaemon(
+    admin_pb2_grpc.AdminServiceServicer,
+    collection_pb2_grpc.CollectionServiceServicer,
+    inference_pb2_grpc.InferenceServiceServicer,
+):
+    """Remembers requests and metadata; answers what a test put into it."""
+
+    calls: list[tuple[str, Any]] = field(default_factory=list)
+    actors: list[str] = field(default_factory=list)
+    failure: tuple[grpc.StatusCode, str] | None = None
+    watch: list[list[pb.Run] | grpc.StatusCode] = field(default_factory=list)
+    adapter: pb.Adapter = field(default_factory=an_adapter)
+    stored: dict[str, cpb.PairInput] = field(default_factory=dict)
+    status_of: Callable[[cpb.PairInput], cpb.PairStatus.ValueType] = lambda pair: (
+        cpb.PAIR_STATUS_VERIFIED
+    )
+    break_after: list[int] = field(default_factory=list)  # acknowledgements of successive streams
+    num_pairs: int = 3
+    mixed: bool = False
+
+    def _note(self, name: str, request: Any, context: grpc.ServicerContext) -> None:
+        self.calls.append((name, request))
+        metadata = {str(key): str(value) for key, value in context.invocation_metadata()}
+        self.actors.append(metadata["x-opsd-actor"])
+        if self.failure is not None:
+            self._abort(context, *self.failure)
+
+    def _abort(
+        self, context: grpc.ServicerContext, code: grpc.StatusCode, details: str
+    ) -> NoReturn:
+        context.abort(code, details)
+        raise AssertionError("abort raises")
+
+    def last(self, name: str) -> Any:
+        return [request for called, request in self.calls if called == name][-1]
+
+    # --- admin
+
+    def GetStatus(self, request: Any, context: Any) -> pb.Status:
+        self._note("GetStatus", request, context)
+        status = pb.Status(
+            version="0.1.0",
+            serving=pb.SERVING_STATE_READY,
+            uptime_s=3723,
+            incumbent=ADAPTER,
+            previous="base",
+            incumbent_epoch=4,
+            pool_devices=8,
+            active_run=a_run(),
+        )
+        status.loaded.add(name=ADAPTER, role="incumbent", in_flight=2)
+        return status
+
+    def TriggerRun(self, request: Any, context: Any) -> pb.Run:
+        self._note("TriggerRun", request, context)
+        return a_run(state=pb.RUN_STATE_QUEUED)
+
+    def ListRuns(self, request: Any, context: Any) -> pb.ListRunsResponse:
+        self._note("ListRuns", request, context)
+        start = int(request.page_token or 0)
+        end = min(5, start + min(request.page_size, 2))
+        runs = [a_run(id=f"run-{n}", reason="new\nline \x1b[31m") for n in range(start, end)]
+        return pb.ListRunsResponse(runs=runs, next_page_token=str(end) if end < 5 else "")
+
+    def GetRun(self, request: Any, context: Any) -> pb.Run:
+        self._note("GetRun", request, context)
+        if not request.id or not RUN_ID.startswith(request.id):
+            self._abort(context, grpc.StatusCode.NOT_FOUND, f"no run {request.id}")
+        run = a_run(error="the trainer died", log_tail="Traceback\n  boom")
+        run.history.add(state=pb.RUN_STATE_QUEUED, time_unix_s=1_700_000_000, reason="operator")
+        return run
+
+    def WatchRun(self, request: Any, context: Any) -> Iterator[pb.Run]:
+        self._note("WatchRun", request, context)
+        script = self.watch.pop(0)
+        if isinstance(script, grpc.StatusCode):
+            self._abort(context, script, "going down")
+        yield from script
+
+    def CancelRun(self, request: Any, context: Any) -> pb.Run:
+        self._note("CancelRun", request, context)
+        return a_run(state=pb.RUN_STATE_CANCELLED)
+
+    def ListAdapters(self, request: Any, context: Any) -> pb.ListAdaptersResponse:
+        self._note("ListAdapters", request, context)
+        return pb.ListAdaptersResponse(adapters=[self.adapter])
+
+    def GetAdapter(self, request: Any, context: Any) -> pb.Adapter:
+        self._note("GetAdapter", request, context)
+        if not self.adapter.name.startswith(request.name):
+            self._abort(context, grpc.StatusCode.NOT_FOUND, f"no adapter {request.name}")
+        return self.adapter
+
+    def _change(self, request: Any) -> pb.AdapterChange:
+        return pb.AdapterChange(
+            incumbent=ADAPTER, previous="base", epoch=5, adapter=self.adapter, audit_id=7
+        )
+
+    def ApproveAdapter(self, request: Any, context: Any) -> pb.AdapterChange:
+        self._note("ApproveAdapter", request, context)
+        return self._change(request)
+
+    def RejectAdapter(self, request: Any, context: Any) -> pb.AdapterChange:
+        self._note("RejectAdapter", request, context)
+        return self._change(request)
+
+    def Rollback(self, request: Any, context: Any) -> pb.AdapterChange:
+        self._note("Rollback", request, context)
+        return self._change(request)
+
+    def GetGate(self, request: Any, context: Any) -> pb.GateReport:
+        self._note("GetGate", request, context)
+        return a_report()
+
+    def ListAudit(self, request: Any, context: Any) -> pb.ListAuditResponse:
+        self._note("ListAudit", request, context)
+        entry = pb.AuditEntry(
+            id=7, actor="alice", action="adapter.promote", subject=ADAPTER, reason="good"
+        )
+        return pb.ListAuditResponse(entries=[entry])
+
+    # --- collection
+
+    def SubmitPairs(self, request_iterator: Any, context: Any) -> NoReturn:
+        raise NotImplementedError
+
+    def SubmitFeedback(self, request: Any, context: Any) -> NoReturn:
+        raise NotImplementedError
+
+    def GetAttempt(self, request: Any, context: Any) -> NoReturn:
+        raise NotImplementedError
+
+    def SubmitPairsAcked(self, requests: Any, context: Any) -> Iterator[cpb.PairResult]:
+        self._note("SubmitPairsAcked", None, context)
+        limit = self.break_after.pop(0) if self.break_after else -1
+        for done, request in enumerate(requests):
+            if done == limit:
+                self._abort(context, grpc.StatusCode.UNAVAILABLE, "draining")
+            pair = request.pair
+            known = self.stored.get(pair.id)
+            status = self.status_of(pair)
+            self.stored[pair.id] = pair
+            yield cpb.PairResult(
+                id=pair.id,
+                status=status,
+                already_stored=known == pair,
+                message="" if status == cpb.PAIR_STATUS_VERIFIED else "because",
+            )
+
+    def ListPairs(self, request: Any, context: Any) -> cpb.ListPairsResponse:
+        self._note("ListPairs", request, context)
+        pairs = [
+            cpb.Pair(
+                input=cpb.PairInput(id=f"pair-{n}", prompt="x" * 200, verifier="exact"),
+                status=cpb.PAIR_STATUS_VERIFIED,
+            )
+            for n in range(min(self.num_pairs, request.page_size))
+        ]
+        return cpb.ListPairsResponse(pairs=pairs, total=self.num_pairs)
+
+    def GetPair(self, request: Any, context: Any) -> cpb.Pair:
+        self._note("GetPair", request, context)
+        pair = cpb.PairInput(id=request.id, prompt="2+2", solution="four", verifier="exact")
+        return cpb.Pair(input=pair, status=cpb.PAIR_STATUS_UNVERIFIED)
+
+    # --- inference
+
+    def Generate(self, request: Any, context: Any) -> ipb.GenerateResponse:
+        self._note("Generate", request, context)
+        return ipb.GenerateResponse(
+            text="Grüße \x1b[1m",
+            adapter=request.adapter or "base",
+            finish_reason=ipb.FINISH_REASON_STOP,
+            usage=ipb.Usage(prompt_tokens=3, completion_tokens=2),
+        )
+
+    def GenerateStream(self, request: Any, context: Any) -> Iterator[ipb.GenerateChunk]:
+        self._note("GenerateStream", request, context)
+        yield ipb.GenerateChunk(text_delta="one ", adapter="base", num_tokens=1)
+        yield ipb.GenerateChunk(
+            text_delta="two",
+            adapter="opsd-other" if self.mixed else "base",
+            finish_reason=ipb.FINISH_REASON_LENGTH,
+            usage=ipb.Usage(prompt_tokens=3, completion_tokens=2),
+        )
+
+
+@dataclass
+class Daemon:
+    fake: FakeDaemon
+    address: str
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    server = grpc.server(ThreadPoolExecutor(8))
+    fake = FakeDaemon()
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(fake, server)
+    collection_pb2_grpc.add_CollectionServiceServicer_to_server(fake, server)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(fake, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield Daemon(fake, f"127.0.0.1:{port}")
+    server.stop(None).wait()
+
+
+Opsd = Callable[..., Result]
+
+
+@pytest.fixture
+def opsd(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Opsd:
+    """Runs a command against the fake daemon, in this process."""
+    for variable in ("OPSD_ADDRESS", "OPSD_ACTOR", "OPSD_CONFIG", "OPSD_DEBUG", "OPSD_TIMEOUT"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+    def command(*arguments: str, stdin: bytes = b"", address: str = daemon.address) -> Result:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        code = run(["--address", address, *arguments])
+        captured = capsys.readouterr()
+        return Result(int(code), captured.out, captured.err)
+
+    return command
