@@ -27,8 +27,8 @@ def check_math(reference: str, text: str) -> Finding:
 
     The answer is the marked one (see ``extract``) or, without one, what Math-Verify finds last in
     the text. Beyond Math-Verify: alternatives ("1 or 2") are no answer unless the reference has
-    them, and where the reference is a number, so must the answer be: a fraction, a decimal, a per cent, a
-    power; repeating the problem's own sum ("61-40-19" for 2) is not solving it.
+    them; and where the reference is a number, so must the answer be (a fraction, a decimal, a per
+    cent, a power): repeating the problem's own sum, "61-40-19" for 2, is not solving it.
     """
     wanted = _parsed(_as_latex(reference))
     if not wanted:

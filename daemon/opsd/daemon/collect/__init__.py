@@ -1,0 +1,1 @@
+"""How problem-solution pairs, feedback and attempts come in."""
