@@ -1,0 +1,484 @@
+"""The evaluator against an engine, a verifier and a store made of plain Python."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from opsd.daemon.config.schema import GateConfig, SuiteConfig
+from opsd.daemon.errors import (
+    ConfigError,
+    EngineError,
+    InvalidInputError,
+    NotFoundError,
+    StateError,
+)
+from opsd.daemon.gate.evaluate import PRIORITY, GateEvaluator
+from opsd.daemon.gate.suites import SuiteSet, load_suites
+from opsd.daemon.types.adapters import Adapter, AdapterState
+from opsd.daemon.types.engine import (
+    AdapterHandle,
+    EngineChunk,
+    EngineHealth,
+    EngineInfo,
+    EngineRequest,
+    FinishReason,
+)
+from opsd.daemon.types.gate import GateReport, GateVerdict
+from opsd.daemon.types.pairs import Verdict, VerdictKind
+from opsd.daemon.types.runs import Run, RunState, TriggerKind
+
+CANDIDATE = Adapter(
+    name="opsd-" + "c" * 16,
+    sha256="c" * 64,
+    lora_id=7,
+    state=AdapterState.CANDIDATE,
+    run_id="run",
+    path="/adapters/c",
+    rank=8,
+    alpha=16.0,
+    size_bytes=1,
+    model_fingerprint="f" * 64,
+    created_unix_s=0.0,
+)
+INCUMBENT = AdapterHandle("opsd-" + "1" * 16, 3, "/adapters/1")
+RUN = Run("run", RunState.EVALUATING, TriggerKind.OPERATOR, "me", "", 0.0, 0.0)
+
+Behaviour = Callable[[EngineRequest, int], str]
+"""(request, how often this adapter was asked this before) → answer; may raise."""
+
+
+def right(request: EngineRequest, attempt: int) -> str:
+    return request.messages[0].content.removeprefix("say ")
+
+
+def wrong(request: EngineRequest, attempt: int) -> str:
+    return "nonsense"
+
+
+class FakeEngine:
+    def __init__(self, incumbent: Behaviour = wrong, candidate: Behaviour = right) -> None:
+        self.behaviours = {CANDIDATE.name: candidate, INCUMBENT.name: incumbent, "base": incumbent}
+        self.requests: list[EngineRequest] = []
+        self.asked: Counter[tuple[str, str]] = Counter()
+        self.in_flight = 0
+        self.peak = 0
+        self.healthy = True
+        self.health_checks = 0
+        self.delay_s = 0.0
+        self.finish = FinishReason.STOP
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo("/model", 128, 384, 4, 16)
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def load_adapter(self, adapter: AdapterHandle) -> None: ...
+
+    async def unload_adapter(self, adapter: AdapterHandle) -> None: ...
+
+    async def health(self) -> EngineHealth:
+        self.health_checks += 1
+        if self.health_checks > 3:
+            self.healthy = True
+        return EngineHealth(self.healthy)
+
+    async def generate(self, request: EngineRequest) -> AsyncIterator[EngineChunk]:
+        self.requests.append(request)
+        name = request.adapter.name if request.adapter else "base"
+        key = (name, request.messages[0].content)
+        attempt = self.asked[key]
+        self.asked[key] += 1
+        self.in_flight += 1
+        self.peak = max(self.peak, self.in_flight)
+        try:
+            await asyncio.sleep(self.delay_s)
+            text = self.behaviours[name](request, attempt)
+            yield EngineChunk(text[:2], (1,), 3, 1)
+            yield EngineChunk(text[2:], (2,), 3, 2, self.finish)
+        finally:
+            self.in_flight -= 1
+
+
+class FakeVerifier:
+    """Equality; ``error`` it cannot judge, ``flaky`` not at first."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+
+    async def verify(self, verifier: str, reference: str, text: str) -> Verdict:
+        self.seen[text] += 1
+        if text == "error" or (text == "flaky" and self.seen[text] == 1):
+            return Verdict(VerdictKind.ERROR, verifier, "timed out")
+        solved = text == reference
+        return Verdict(VerdictKind.PASS if solved else VerdictKind.FAIL, verifier, "")
+
+
+class FakeStore:
+    def __init__(self) -> None:
+        self.outcomes: dict[tuple[str, str, str], tuple[bool | None, int]] = {}
+        self.saves = 0
+
+    def save_gate(self, report: GateReport) -> None: ...
+
+    def get_gate(self, key: str) -> GateReport:
+        raise NotFoundError(key)
+
+    def save_gate_outcome(
+        self, run_id: str, adapter: str, suite: str, item_id: str, solved: bool | None, tokens: int
+    ) -> None:
+        assert run_id == RUN.id
+        assert len(adapter) <= 64
+        assert len(suite) <= 64
+        self.saves += 1
+        self.outcomes[adapter, suite, item_id] = (solved, tokens)
+
+    def gate_outcomes(self, run_id: str) -> dict[tuple[str, str, str], tuple[bool | None, int]]:
+        return dict(self.outcomes)
+
+
+class FakeRoutes:
+    def __init__(self, users: int = 0) -> None:
+        self.held: Counter[str] = Counter()
+        self.users = users
+        self.loaded = {CANDIDATE.name, INCUMBENT.name, "base"}
+
+    @contextmanager
+    def route(self, request_id: str, explicit_adapter: str = "") -> Iterator[None]:
+        if explicit_adapter not in self.loaded:
+            raise NotFoundError(f"{explicit_adapter} is not loaded")
+        self.held[explicit_adapter] += 1
+        try:
+            yield
+        finally:
+            self.held[explicit_adapter] -= 1
+
+    def total_in_flight(self) -> int:
+        return self.users + self.held.total()
+
+
+class Bench:
+    """One evaluator with everything around it."""
+
+    def __init__(self, directory: Path, *, num_items: int = 12, engine: FakeEngine | None = None):
+        configs = []
+        for name, role in (("medium", "target"), ("easy", "guard")):
+            path = directory / f"{name}.jsonl"
+            records = [
+                {
+                    "id": f"{number}",
+                    "prompt": f"say {name}-{number}",
+                    "verifier": "exact",
+                    "reference": f"{name}-{number}",
+                }
+                for number in range(num_items)
+            ]
+            path.write_text("\n".join(map(json.dumps, records)))
+            configs.append(
+                SuiteConfig.model_validate({"name": name, "path": str(path), "role": role})
+            )
+        self.suites: SuiteSet = load_suites(configs, verifiers=["exact"])
+        self.engine = engine or FakeEngine()
+        self.verifier = FakeVerifier()
+        self.store = FakeStore()
+        self.routes = FakeRoutes()
+        self.config = GateConfig(concurrency=4, max_tokens=64, max_error_fraction=0.2)
+        self.progress: list[tuple[int, int]] = []
+        self.recovery_timeout_s = 5.0
+        self.answer_timeout_s = 5.0
+
+    async def evaluate(self, incumbent: AdapterHandle | None = None) -> GateReport:
+        evaluator = GateEvaluator(
+            self.engine,
+            self.verifier,
+            self.store,
+            self.suites,
+            self.config,
+            routes=self.routes,
+            answer_timeout_s=self.answer_timeout_s,
+            recovery_timeout_s=self.recovery_timeout_s,
+            poll_interval_s=0.001,
+        )
+        return await evaluator.evaluate(
+            RUN, CANDIDATE, incumbent, lambda done, total: self.progress.append((done, total))
+        )
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+async def test_both_adapters_answer_every_item(bench: Bench) -> None:
+    report = await bench.evaluate(INCUMBENT)
+    assert report.verdict is GateVerdict.PASS
+    assert (report.run_id, report.candidate, report.incumbent) == (
+        "run",
+        CANDIDATE.name,
+        INCUMBENT.name,
+    )
+    assert [(s.name, s.n, s.only_candidate, s.num_errors) for s in report.suites] == [
+        ("medium", 12, 12, 0),
+        ("easy", 12, 12, 0),
+    ]
+    assert set(bench.engine.asked.values()) == {1}
+    assert len(bench.engine.requests) == bench.store.saves == 48
+    assert bench.progress[0] == (0, 48)
+    assert [done for done, _ in bench.progress] == list(range(49))
+    assert report.suites[0].suite_sha256 == bench.suites.suites[0].sha256
+    assert report.started_unix_s <= report.finished_unix_s
+
+
+async def test_requests_are_greedy_low_priority_and_chat(bench: Bench) -> None:
+    await bench.evaluate()
+    assert len({request.request_id for request in bench.engine.requests}) == 48
+    for request in bench.engine.requests:
+        assert request.priority == PRIORITY > 0
+        assert request.sampling.temperature == 0.0
+        assert request.sampling.max_tokens == 64
+        assert request.prompt is None
+        assert [message.role for message in request.messages] == ["user"]
+        assert request.adapter in (None, CANDIDATE.handle())
+    assert bench.engine.peak == 4
+
+
+async def test_sampling_seeds_are_shared_within_a_pair(bench: Bench) -> None:
+    bench.config = bench.config.model_copy(update={"temperature": 0.7})
+    await bench.evaluate()
+    seeds: dict[str, set[int | None]] = {}
+    for request in bench.engine.requests:
+        seeds.setdefault(request.messages[0].content, set()).add(request.sampling.seed)
+    assert all(len(values) == 1 and None not in values for values in seeds.values())
+    assert len({values.pop() for values in seeds.values()}) == 24
+
+
+async def test_answers_to_an_item_are_neighbours_in_alternating_order(bench: Bench) -> None:
+    bench.config = bench.config.model_copy(update={"concurrency": 1})
+    await bench.evaluate(INCUMBENT)
+    asked = [
+        (request.messages[0].content, request.adapter.name if request.adapter else "base")
+        for request in bench.engine.requests
+    ]
+    couples = [asked[i : i + 2] for i in range(0, len(asked), 2)]
+    assert all(first[0] == second[0] and first[1] != second[1] for first, second in couples)
+    assert {couple[0][1] for couple in couples[::2]} == {INCUMBENT.name}
+    assert {couple[0][1] for couple in couples[1::2]} == {CANDIDATE.name}
+
+
+async def test_leases_are_held_throughout_and_given_back(bench: Bench) -> None:
+    def check(request: EngineRequest, attempt: int) -> str:
+        assert bench.routes.held[CANDIDATE.name] == bench.routes.held[INCUMBENT.name] == 1
+        return right(request, attempt)
+
+    bench.engine.behaviours[CANDIDATE.name] = check
+    await bench.evaluate(INCUMBENT)
+    assert bench.routes.held.total() == 0
+    bench.routes.loaded.remove(CANDIDATE.name)
+    with pytest.raises(NotFoundError, match="not loaded"):
+        await bench.evaluate(INCUMBENT)
+
+
+@pytest.mark.parametrize(("users", "peak"), [(0, 8), (3, 5), (100, 2)])
+async def test_users_take_places_but_not_all(tmp_path: Path, users: int, peak: int) -> None:
+    bench = Bench(tmp_path)
+    bench.config = bench.config.model_copy(update={"concurrency": 8})
+    bench.routes.users = users
+    assert (await bench.evaluate()).verdict is GateVerdict.PASS
+    assert bench.engine.peak == peak
+
+
+async def test_an_interrupted_evaluation_goes_on(bench: Bench) -> None:
+    stop = asyncio.Event()
+
+    def interrupt(request: EngineRequest, attempt: int) -> str:
+        if bench.store.saves >= 10:
+            stop.set()
+        return right(request, attempt)
+
+    bench.engine.behaviours[CANDIDATE.name] = interrupt
+    task = asyncio.create_task(bench.evaluate())
+    await stop.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert bench.engine.in_flight == 0
+    assert bench.routes.held.total() == 0
+    saved, asked = bench.store.saves, len(bench.engine.requests)
+    assert 10 <= saved < 48
+    bench.engine.behaviours[CANDIDATE.name] = right
+    bench.progress.clear()
+    report = await bench.evaluate()
+    assert bench.progress[0] == (saved, 48)
+    assert len(bench.engine.requests) - asked == 48 - saved
+    assert report.verdict is GateVerdict.PASS
+    assert report.suites[0].n == 12
+
+
+async def test_suites_with_long_names_are_told_apart(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    first, second = bench.suites.suites
+    bench.suites = SuiteSet(
+        (replace(first, name="n" * 63 + "1"), replace(first, name="n" * 63 + "2"), second), {}
+    )
+    report = await bench.evaluate()
+    assert len(bench.store.outcomes) == bench.store.saves == 72
+    assert report.verdict is GateVerdict.PASS
+
+
+async def test_outcomes_had_under_other_conditions_do_not_count(bench: Bench) -> None:
+    await bench.evaluate()
+    bench.config = bench.config.model_copy(update={"max_tokens": 32})
+    bench.progress.clear()
+    await bench.evaluate()
+    assert bench.progress[0] == (0, 48)
+
+
+async def test_an_engine_error_is_tried_once_more(bench: Bench) -> None:
+    def fails_at_first(request: EngineRequest, attempt: int) -> str:
+        if attempt == 0:
+            raise EngineError("hiccup")
+        return right(request, attempt)
+
+    bench.engine.behaviours[CANDIDATE.name] = fails_at_first
+    report = await bench.evaluate()
+    assert report.verdict is GateVerdict.PASS
+    assert all(suite.num_errors == 0 for suite in report.suites)
+
+
+async def test_an_item_that_fails_twice_has_no_outcome(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails_on_one(request: EngineRequest, attempt: int) -> str:
+        if request.messages[0].content == "say medium-3":
+            raise EngineError("broken")
+        return right(request, attempt)
+
+    bench.engine.behaviours[CANDIDATE.name] = fails_on_one
+    report = await bench.evaluate()
+    assert [suite.num_errors for suite in report.suites] == [1, 0]
+    assert report.suites[0].n == 11
+    assert bench.engine.asked[CANDIDATE.name, "say medium-3"] == 2
+    assert [solved for solved, _ in bench.store.outcomes.values()].count(None) == 1
+    assert "item=3" in caplog.text
+    assert "broken" in caplog.text
+
+
+async def test_a_refused_prompt_is_not_tried_again(bench: Bench) -> None:
+    def refuse(request: EngineRequest, attempt: int) -> str:
+        if request.messages[0].content == "say easy-0":
+            raise InvalidInputError("prompt too long")
+        return right(request, attempt)
+
+    bench.engine.behaviours[CANDIDATE.name] = refuse
+    report = await bench.evaluate()
+    assert report.suites[1].num_errors == 1
+    assert bench.engine.asked[CANDIDATE.name, "say easy-0"] == 1
+
+
+async def test_an_answer_that_never_comes_is_an_item_error(bench: Bench) -> None:
+    original = bench.engine.generate
+
+    async def hang(request: EngineRequest) -> AsyncIterator[EngineChunk]:
+        if request.messages[0].content == "say easy-0":
+            await asyncio.sleep(3600)
+        async for chunk in original(request):
+            yield chunk
+
+    bench.engine.generate = hang  # type: ignore[method-assign]
+    bench.answer_timeout_s = 0.02
+    report = await bench.evaluate()
+    assert report.suites[1].num_errors == 1
+    assert report.suites[1].n == 11
+
+
+async def test_verifier_errors_are_tried_once_more_then_left_out(bench: Bench) -> None:
+    def odd(request: EngineRequest, attempt: int) -> str:
+        return {"say easy-1": "flaky", "say easy-2": "error"}.get(
+            request.messages[0].content, right(request, attempt)
+        )
+
+    bench.engine.behaviours[CANDIDATE.name] = odd
+    report = await bench.evaluate()
+    assert report.suites[1].num_errors == 1
+    assert bench.verifier.seen["flaky"] == bench.verifier.seen["error"] == 2
+    assert report.suites[1].only_candidate == 10
+
+
+async def test_many_errors_are_inconclusive(bench: Bench) -> None:
+    def broken(request: EngineRequest, attempt: int) -> str:
+        raise EngineError("broken")
+
+    bench.engine.behaviours[CANDIDATE.name] = broken
+    report = await bench.evaluate()
+    assert report.verdict is GateVerdict.INCONCLUSIVE
+    assert "12 of 12 items have no outcome" in report.explanation
+
+
+async def test_an_engine_that_comes_back_costs_no_item(bench: Bench) -> None:
+    def dies(request: EngineRequest, attempt: int) -> str:
+        if attempt == 0 and bench.store.saves >= 5 and bench.engine.health_checks == 0:
+            bench.engine.healthy = False
+        if not bench.engine.healthy:
+            raise EngineError("engine died")
+        return right(request, attempt)
+
+    bench.engine.behaviours[CANDIDATE.name] = dies
+    report = await bench.evaluate()
+    assert bench.engine.health_checks > 3
+    assert report.verdict is GateVerdict.PASS
+    assert all(suite.num_errors == 0 for suite in report.suites)
+
+
+async def test_an_engine_that_stays_down_stops_the_evaluation(bench: Bench) -> None:
+    def dead(request: EngineRequest, attempt: int) -> str:
+        bench.engine.healthy = False
+        bench.engine.health_checks = -1_000_000
+        raise EngineError("engine died")
+
+    bench.engine.behaviours[CANDIDATE.name] = dead
+    bench.recovery_timeout_s = 0.02
+    with pytest.raises(EngineError, match=r"stayed down.*engine died.*answers so far are kept"):
+        await bench.evaluate()
+    assert bench.routes.held.total() == 0
+
+
+async def test_an_evaluation_that_takes_too_long_fails(bench: Bench) -> None:
+    bench.engine.delay_s = 3600.0
+    bench.config = bench.config.model_copy(update={"timeout_s": 0.02})
+    with pytest.raises(StateError, match=r"gate.timeout_s \(0.02 s\) with 0 of 48 answers"):
+        await bench.evaluate()
+    assert bench.engine.in_flight == 0
+
+
+async def test_a_suite_that_changed_is_refused(bench: Bench) -> None:
+    bench.suites.suites[1].path.write_text("other")
+    with pytest.raises(ConfigError, match="suite 'easy' changed"):
+        await bench.evaluate()
+    assert bench.engine.requests == []
+
+
+async def test_the_incumbent_is_not_its_own_candidate(bench: Bench) -> None:
+    with pytest.raises(StateError, match="serves already"):
+        await bench.evaluate(CANDIDATE.handle())
+
+
+async def test_truncated_answers_are_counted(bench: Bench) -> None:
+    bench.engine.finish = FinishReason.LENGTH
+    report = await bench.evaluate()
+    assert "incumbent 12, candidate 12" in report.suites[0].explanation
+
+
+async def test_without_suites_nothing_is_proven(bench: Bench) -> None:
+    bench.suites = SuiteSet((), {})
+    report = await bench.evaluate()
+    assert report.verdict is GateVerdict.INCONCLUSIVE
+    assert "add [[gate.suites]] entries" in report.explanation
+    assert bench.progress == [(0, 0)]
