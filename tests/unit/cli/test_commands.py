@@ -251,8 +251,9 @@ def test_gate_show_by_prefix(opsd: Any, daemon: Any, id: str) -> None:
     assert result.code == 0
     assert daemon.fake.last("GetGate").id in (ADAPTER, RUN_ID)
     assert "PASS" in result.out
-    assert "[+39.0 %, +47.0 %] at 95 %" in result.out
+    assert "95 %: [+39.0, +47.0]" in result.out
     assert "arithmetic: the interval lies above the margin" in result.out
+    assert "only by the incumbent 12, only by the candidate 270; margin 2.0 %" in result.out
     assert "hard" in result.out
     assert "+87.0 %" in result.out
     found = opsd("gate", "show", id, "-o", "json").json

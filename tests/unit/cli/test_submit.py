@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsd.daemon.cli.exits import CliError, Exit
@@ -230,12 +230,14 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     assert peak_bytes < 4 << 20
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | st.recursive(st.none(), st.lists).map(lambda v: repr(v).encode()))
 def test_any_bytes_are_a_pair_or_a_named_fault(raw: bytes) -> None:
     with suppress(LineError):
         assert parse_pair(raw).prompt
 
 
+@settings(deadline=None)
 @given(st.fixed_dictionaries({key: st.text(min_size=1) for key in ("prompt", "solution")}))
 def test_ids_follow_from_content(fields: dict[str, str]) -> None:
     pair = a_pair() | fields

@@ -308,7 +308,9 @@ def values() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({}, optional=options)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
+)
 @given(chosen=values(), path=st.text(st.characters(codec="utf-8"), max_size=20))
 def test_what_is_written_into_the_template_is_what_is_loaded(
     tmp_path: Path, chosen: dict[str, Any], path: str
@@ -340,6 +342,7 @@ json_like = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["x", "y", "z"]), json_like, max_size=3))
 def test_every_key_of_any_text_has_a_line(data: dict[str, Any]) -> None:
     text = "".join(f"# note\n{key} = {toml_value(value)}\n" for key, value in data.items())

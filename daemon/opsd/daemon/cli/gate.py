@@ -74,6 +74,12 @@ def print_report(report: GateReport) -> None:
     _print_suites(report)
     for suite in report.suites:
         print(f"\n{clean(suite.name)}: {clean(suite.explanation)}")
+        print(
+            f"  solved only by the incumbent {suite.only_incumbent}, only by the candidate "
+            f"{suite.only_candidate}; margin {percent(suite.margin)}; {suite.num_errors} errors; "
+            f"tokens an answer {suite.incumbent_tokens_mean:.0f} before, "
+            f"{suite.candidate_tokens_mean:.0f} after"
+        )
         if suite.strata:
             _print_strata(suite)
 
@@ -81,23 +87,8 @@ def print_report(report: GateReport) -> None:
 def _print_suites(report: GateReport) -> None:
     from opsd.daemon.cli.words import suite_role, verdict
 
-    numeric = ("items", "incumbent", "candidate", "difference", "p", "margin", "only inc.")
     print_table(
-        (
-            "suite",
-            "role",
-            "items",
-            "incumbent",
-            "candidate",
-            "difference",
-            "interval",
-            "only inc.",
-            "only cand.",
-            "p",
-            "margin",
-            "errors",
-            "verdict",
-        ),
+        ("suite", "role", "items", "before", "after", "change", "interval", "p", "verdict"),
         (
             (
                 suite.name,
@@ -106,24 +97,20 @@ def _print_suites(report: GateReport) -> None:
                 percent(suite.incumbent_accuracy),
                 percent(suite.candidate_accuracy),
                 percent(suite.difference, signed=True),
-                f"[{percent(suite.ci_low, signed=True)}, {percent(suite.ci_high, signed=True)}]"
-                f" at {100 * suite.confidence:g} %",
-                str(suite.only_incumbent),
-                str(suite.only_candidate),
+                f"{100 * suite.confidence:g} %: [{100 * suite.ci_low:+.1f}, "
+                f"{100 * suite.ci_high:+.1f}]",
                 f"{suite.p_value:.2g}",
-                percent(suite.margin),
-                str(suite.num_errors),
                 verdict(suite.verdict),
             )
             for suite in report.suites
         ),
-        right=(*numeric, "only cand.", "errors"),
+        right=("items", "before", "after", "change", "interval", "p"),
     )
 
 
 def _print_strata(suite: SuiteReport) -> None:
     print_table(
-        ("  stratum", "items", "incumbent", "candidate", "difference"),
+        ("  stratum", "items", "before", "after", "change"),
         (
             (
                 f"  {stratum.stratum}",
@@ -134,5 +121,5 @@ def _print_strata(suite: SuiteReport) -> None:
             )
             for stratum in suite.strata
         ),
-        right=("items", "incumbent", "candidate", "difference"),
+        right=("items", "before", "after", "change"),
     )
