@@ -134,6 +134,9 @@ class PoolConfig(Section):
     lease_ttl_s: PositiveSeconds = Field(
         default=60.0, description="A holder that does not renew its lease for so long loses it."
     )
+    nice: int = Field(
+        default=10, ge=0, le=19, description="Niceness added to the trainer's: serving comes first."
+    )
 
 
 class TriggerConfig(Section):

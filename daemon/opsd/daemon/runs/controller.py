@@ -8,7 +8,6 @@ too: all it needs is the row and the run's directory.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 import uuid
@@ -33,7 +32,7 @@ from opsd.daemon.runs.launcher import LOG_NAME, Launcher
 from opsd.daemon.runs.pool import Pool
 from opsd.daemon.runs.ports import Evaluator, HeldOut, Intake, RunsStore
 from opsd.daemon.runs.preparation import PreparationStage
-from opsd.daemon.runs.rows import Rows
+from opsd.daemon.runs.rows import Rows, wait_briefly
 from opsd.daemon.runs.shard import too_few_pairs
 from opsd.daemon.runs.spec import ModelFacts, SpecBuilder
 from opsd.daemon.runs.states import CANCELLABLE_STATES, OPEN_STATES, is_final
@@ -197,8 +196,7 @@ class RunController:
             except Exception:
                 metrics.reconcile_errors_total.inc()
                 logger.exception("runs could not be listed")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._config.poll_interval_s)
+            await wait_briefly(self._wake, self._config.poll_interval_s)
 
     async def _round(self) -> None:
         open_runs = await asyncio.to_thread(self._store.open_runs)

@@ -120,8 +120,10 @@ class EvaluationStage:
                 logger.warning("evaluation is tried again run=%s error=%s", run.id, error)
             except TrainerFailure:
                 raise
-            except OpsdError as error:
-                raise TrainerFailure(f"evaluation failed: {error}") from error
+            except Exception as error:
+                if not isinstance(error, OpsdError):
+                    logger.exception("evaluation broke run=%s", run.id)
+                raise TrainerFailure(f"evaluation failed: {str(error) or repr(error)}") from error
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, self._timing.retry_longest_s)
 

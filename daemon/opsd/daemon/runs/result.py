@@ -31,7 +31,7 @@ def was_interrupted(run_dir: Path) -> bool:
 
 
 def discard_result(run_dir: Path) -> None:
-    """Before the run is launched again: nobody may take the earlier launch's result for the new one."""
+    """Before another launch: nobody may take the earlier one's result for the new one's."""
     (run_dir / RESULT_NAME).unlink(missing_ok=True)
 
 

@@ -12,6 +12,16 @@ from opsd.daemon.runs.states import is_final, is_legal
 from opsd.daemon.types.runs import Run, RunState
 
 
+async def wait_briefly(event: asyncio.Event, timeout_s: float) -> None:
+    """Until the event or the time, whichever is first.
+
+    Not ``asyncio.wait_for``: before Python 3.12 it loses a cancellation that meets the event.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+
+
 class Rows:
     """Every write of the runs package goes through here."""
 
@@ -66,8 +76,7 @@ class Rows:
                     yield run
                 if run.state is RunState.AWAITING_APPROVAL or is_final(run.state):
                     return
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), poll_s)
+                await wait_briefly(changed, poll_s)
 
     @contextlib.contextmanager
     def _watching(self, run_id: str) -> Iterator[asyncio.Event]:
