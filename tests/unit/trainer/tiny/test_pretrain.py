@@ -10,6 +10,7 @@ from opsd.trainer.tiny.pretrain import (
     Example,
     PretrainConfig,
     draw_texts,
+    lay_out,
     lr_share,
     pretrain,
     response_loss,
@@ -44,16 +45,37 @@ def test_pretraining_lowers_the_loss() -> None:
     assert losses[-1] < losses[0] / 2
 
 
-def test_loss_counts_responses_only_whatever_the_padding() -> None:
+def test_loss_and_gradient_are_those_of_transformers() -> None:
     model = make_model(make_tokenizer(), 0)
-    examples = [Example([5, 6, 7], [8, 9]), Example([5], [10, 11, 12, 13])]
-    expected = 0.0
+    examples = [
+        Example([5, 6, 7], [8, 9]),
+        Example([5], [10, 11, 12, 13]),
+        Example([14, 15, 16, 17, 18], [19, 20, 21]),
+    ]
+    num_targets = sum(len(example.response_ids) for example in examples)
+    expected = torch.zeros(())
     for example in examples:
         ids = torch.tensor([example.prompt_ids + example.response_ids])
         logits = model(input_ids=ids).logits[0, len(example.prompt_ids) - 1 : -1]
         targets = torch.tensor(example.response_ids)
-        expected += cross_entropy(logits, targets, reduction="sum").item()
-    assert response_loss(model, examples).item() == pytest.approx(expected, rel=1e-5)
+        expected = expected + cross_entropy(logits, targets, reduction="sum") / num_targets
+    weights = list(model.parameters())
+    expected_grads = torch.autograd.grad(expected, weights)
+    for num_blocks in (1, 2, 3):
+        loss = response_loss(model, lay_out(examples, num_blocks))
+        torch.testing.assert_close(loss, expected)
+        for grad, expected_grad in zip(
+            torch.autograd.grad(loss, weights), expected_grads, strict=True
+        ):
+            torch.testing.assert_close(grad, expected_grad, atol=1e-5, rtol=1e-4)
+
+
+def test_a_layout_pads_each_block_to_its_own_longest() -> None:
+    examples = [Example([1] * n, [2] * n) for n in (4, 1, 2, 4)]
+    layout = lay_out(examples, num_blocks=2)
+    assert layout.block_shapes == [(2, 4), (2, 8)]
+    assert len(layout.ids_P) == len(layout.targets_P) == 24
+    assert int((layout.targets_P == 2).sum()) == 11
 
 
 def test_the_curriculum_adds_operations() -> None:

@@ -15,7 +15,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m opsd.trainer.tiny", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, required=True, metavar="N")
-    parser.add_argument("--threads", type=int, default=1, metavar="K", help="CPU threads")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        metavar="K",
+        help="CPU threads (another number may change the weights in the last bits)",
+    )
     options = parser.parse_args(arguments)
     if options.threads < 1:
         parser.error(f"--threads must be at least 1, got {options.threads}")

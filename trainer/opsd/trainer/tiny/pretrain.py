@@ -6,13 +6,14 @@ rationalise a key for problems that it mostly cannot solve without one.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from opsd.trainer.tiny.forward import Layout, hidden_states
 from opsd.trainer.tiny.muon import Muon
 from opsd.trainer.tiny.problems import (
     TEACHER_PROMPT,
@@ -24,18 +25,21 @@ from opsd.trainer.tiny.problems import (
 )
 from opsd.trainer.tiny.tokenizer import END, render_prompt
 
-# Shape suffixes: B sequences, T tokens, N response tokens of all sequences, V vocabulary.
+# Shape suffixes: P positions of a layout, N response tokens of all sequences, D hidden size,
+# V vocabulary.
 
 IGNORED = -100
+PLACEHOLDER = "PROBLEM"
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """What decides the pretrained weights, beside the seed."""
 
-    num_steps: int = 560
+    num_steps: int = 750
     batch_size: int = 64
-    num_length_groups: int = 4
+    num_blocks: int = 8
+    """Blocks of similar length that a batch is laid out in."""
     curriculum: tuple[float, ...] = (0.12, 0.25, 0.40)
     """Shares of the steps after which one more operation is allowed, starting at one."""
     aided_share: float = 0.5
@@ -93,34 +97,37 @@ def draw_batch(
 ) -> list[Example]:
     """Draw and encode one batch."""
     texts = [draw_texts(rng, progress, config) for _ in range(config.batch_size)]
-    prompts = tokenizer([render_prompt(tokenizer, prompt) for prompt, _ in texts])["input_ids"]
+    # One rendering serves all: the template itself takes longer than everything else here.
+    before, after = render_prompt(tokenizer, PLACEHOLDER).split(PLACEHOLDER)
+    prompts = tokenizer([before + prompt + after for prompt, _ in texts])["input_ids"]
     responses = tokenizer([response + END for _, response in texts])["input_ids"]
     return [Example(*pair) for pair in zip(prompts, responses, strict=True)]
 
 
-def response_loss(model: Qwen3ForCausalLM, examples: list[Example]) -> Tensor:
-    """Return the summed cross-entropy (nats) of all response tokens of a few sequences."""
-    longest = max(example.num_tokens for example in examples)
-    ids_BT = torch.zeros(len(examples), longest, dtype=torch.long)
-    targets_BT = torch.full_like(ids_BT, IGNORED)
-    for row, example in enumerate(examples):
-        ids = torch.tensor(example.prompt_ids + example.response_ids)
-        num_prompt = len(example.prompt_ids)
-        ids_BT[row, : len(ids)] = ids
-        targets_BT[row, num_prompt - 1 : len(ids) - 1] = ids[num_prompt:]
-    # Padding is on the right and carries no loss, so the causal mask alone is right and fastest.
-    hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    counts_BT = targets_BT != IGNORED
-    logits_NV = model.lm_head(hidden_BTD[counts_BT])
-    return nn.functional.cross_entropy(logits_NV, targets_BT[counts_BT], reduction="sum")
-
-
-def _by_length(examples: list[Example], num_groups: int) -> Iterator[list[Example]]:
-    """Split a batch into groups of similar length: little padding, and activations fit a cache."""
+def lay_out(examples: list[Example], num_blocks: int) -> Layout:
+    """Lay a batch out in blocks of similar length, so that little is padding."""
     ordered = sorted(examples, key=lambda example: example.num_tokens)
-    size = -(-len(ordered) // num_groups)
-    for first in range(0, len(ordered), size):
-        yield ordered[first : first + size]
+    size = -(-len(ordered) // num_blocks)
+    ids: list[int] = []
+    targets: list[int] = []
+    block_shapes: list[tuple[int, int]] = []
+    for block in (ordered[first : first + size] for first in range(0, len(ordered), size)):
+        longest = block[-1].num_tokens
+        block_shapes.append((len(block), longest))
+        for example in block:
+            num_padding = longest - example.num_tokens
+            ids += example.prompt_ids + example.response_ids + [0] * num_padding
+            targets += [IGNORED] * (len(example.prompt_ids) - 1) + example.response_ids
+            targets += [IGNORED] * (num_padding + 1)
+    return Layout(torch.tensor(ids), torch.tensor(targets), block_shapes)
+
+
+def response_loss(model: Qwen3ForCausalLM, layout: Layout) -> Tensor:
+    """Return the mean cross-entropy (nats) of the response tokens."""
+    hidden_PD = hidden_states(model, layout)
+    positions_N = (layout.targets_P != IGNORED).nonzero().squeeze(1)
+    logits_NV = model.lm_head(hidden_PD[positions_N])
+    return nn.functional.cross_entropy(logits_NV, layout.targets_P[positions_N])
 
 
 def make_optimizers(
@@ -151,15 +158,11 @@ def pretrain(
     model.train()
     for step in range(config.num_steps):
         examples = draw_batch(tokenizer, rng, step / config.num_steps, config)
-        num_targets = sum(len(example.response_ids) for example in examples)
-        loss_sum = 0.0
-        for group in _by_length(examples, config.num_length_groups):
-            loss = response_loss(model, group) / num_targets
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss_sum += loss.item()
+        loss = response_loss(model, lay_out(examples, config.num_blocks))
+        loss.backward()  # type: ignore[no-untyped-call]
         for optimizer, peak_lr in zip(optimizers, peak_lrs, strict=True):
             optimizer.param_groups[0]["lr"] = peak_lr * lr_share(step, config)
             optimizer.step()
             optimizer.zero_grad()
-        report(step, loss_sum)
+        report(step, loss.item())
     model.eval()

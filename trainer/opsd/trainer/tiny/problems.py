@@ -17,10 +17,10 @@ TWO_DIGITS = 10
 
 TEACHER_PROMPT = "{problem}\n\nReference solution: {solution}\nNow solve it your own way."
 
-NAMES = ("Tom", "Ana", "Sam", "Mia", "Leo", "Eva", "Oscar", "Emily", "Priya", "Ida")
+NAMES = ("Tom", "Ana", "Sam", "Mia", "Leo", "Eva", "Oscar", "Emily", "Priya", "Yusuf", "Viktoria")
 THINGS = ("apples", "coins", "cards", "marbles")
-GAINING = ("gains", "finds", "buys")
-LOSING = ("loses", "sells", "gives")
+GAINING = ("gains", "finds")
+LOSING = ("loses", "sells")
 
 
 class Split(StrEnum):
