@@ -30,7 +30,7 @@ class AttemptRecorder:
         """Keeps what is queued, then stops; what is left at the time-out is dropped and counted."""
         if self._task is None:
             return
-        await self.settle(timeout_s)
+        await self.flush(timeout_s)
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
@@ -40,7 +40,7 @@ class AttemptRecorder:
             metrics.ATTEMPTS.labels("dropped").inc(left)
             log.warning("attempts dropped count=%d reason=stopped before they were kept", left)
 
-    async def settle(self, timeout_s: float = 5.0) -> bool:
+    async def flush(self, timeout_s: float = 5.0) -> bool:
         """Waits until every attempt offered so far is kept or given up; False at the time-out.
 
         For whoever looks an attempt up right after its completion went out.

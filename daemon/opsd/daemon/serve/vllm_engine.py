@@ -94,8 +94,10 @@ class VllmEngine:
         return 0 if self._llm is None else int(self._llm.get_num_unfinished_requests())
 
     def engine_pids(self) -> list[int]:
-        """Process ids of the engine's child processes."""
-        return [child.pid for child in _engine_children() if child.pid is not None]
+        """Process ids of the engine's own processes; empty when there is no engine."""
+        if self._llm is None or self._llm.engine_core.resources.engine_manager is None:
+            return []
+        return [process.pid for process in self._llm.engine_core.resources.engine_manager.processes]
 
     async def start(self) -> None:
         """Loads the model and makes one warm-up completion.
@@ -106,18 +108,19 @@ class VllmEngine:
         if self._llm is not None:
             await self._shut_down()
         started = time.monotonic()
+        others = _engine_children()
         try:
             async with asyncio.timeout(self._engine_config.start_timeout_s):
                 await self._build()
                 await self._warm_up()
         except TimeoutError:
-            await self._abandon()
+            await self._abandon(others)
             raise EngineError(
                 f"the engine was not ready after {self._engine_config.start_timeout_s:g} s; raise "
                 "engine.start_timeout_s if the model is large, else see the log above"
             ) from None
         except BaseException:
-            await self._abandon()
+            await self._abandon(others)
             raise
         log.info(
             "engine ready model=%s start_s=%.1f",
@@ -248,11 +251,12 @@ class VllmEngine:
         llm.output_processor.propagate_error(EngineError("the engine was stopped"))
         await self._in_builder(lambda: llm.shutdown(timeout=_STOP_TIMEOUT_S))
 
-    async def _abandon(self) -> None:
-        """After a failed start: no half-built engine is left behind."""
+    async def _abandon(self, others: list[Any]) -> None:
+        """After a failed start: nothing half-built stays, and ``others`` are left alone."""
         if self._llm is None:
             for child in _engine_children():
-                child.kill()
+                if child not in others:
+                    child.kill()
         with suppress(Exception):
             await self._shut_down()
 

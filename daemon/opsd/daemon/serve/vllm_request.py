@@ -20,7 +20,8 @@ def check_length(num_prompt_tokens: int, max_model_len: int) -> None:
     if num_prompt_tokens >= max_model_len:
         raise InvalidInputError(
             f"the prompt has {num_prompt_tokens} tokens, but the context has {max_model_len} and "
-            f"one at least must be left for the completion: shorten it to {max_model_len - 1} tokens"
+            "one at least must be left for the completion: shorten it to "
+            f"{max_model_len - 1} tokens"
         )
 
 
