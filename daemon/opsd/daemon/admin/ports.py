@@ -27,9 +27,6 @@ class RunControl(Protocol):
 
     def watch(self, run_id: str) -> AsyncIterator[Run]: ...
 
-    def notify(self) -> None:
-        """Something changed a run's row from outside: look again."""
-
 
 class StatusSource(Protocol):
     """Fills in what only the running process knows."""

@@ -224,7 +224,6 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             return None
 
     async def _changed(self, outcome: Outcome) -> admin_pb2.AdapterChange:
-        self._runs.notify()
         row = outcome.change.incumbent
         message = admin_pb2.AdapterChange(
             incumbent=row.adapter,

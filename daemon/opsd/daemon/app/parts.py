@@ -14,6 +14,7 @@ from opsd.daemon.admin.service import AdminService
 from opsd.daemon.app.bridges import IncumbentEvaluator
 from opsd.daemon.app.interceptors import ErrorInterceptor
 from opsd.daemon.app.status import ProcessStatus
+from opsd.daemon.collect.heldout import HeldOutIndex
 from opsd.daemon.collect.service import CollectionService
 from opsd.daemon.config.check import require_environment
 from opsd.daemon.config.load import LoadedConfig
@@ -33,8 +34,7 @@ from opsd.daemon.serve.supervisor import Supervisor
 from opsd.daemon.serve.vllm_engine import VllmEngine
 from opsd.daemon.store.connect import sqlite_url
 from opsd.daemon.store.sql import SqlStore, open_store
-from opsd.daemon.verify.names import VERIFIERS
-from opsd.daemon.verify.pool import VerifierPool
+from opsd.daemon.verify.pool import VERIFIERS, VerifierPool
 from opsd.v1 import admin_pb2, collection_pb2, inference_pb2
 from opsd.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
 from opsd.v1.collection_pb2_grpc import add_CollectionServiceServicer_to_server
@@ -105,7 +105,12 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         intake=intake,
         evaluator=IncumbentEvaluator(gate, store, availability),
         held_out=suites,
-        model=ModelFacts(config.model.path, config.model.dtype, fingerprint),
+        model=ModelFacts(
+            path=config.model.path,
+            dtype=config.model.dtype,
+            fingerprint=fingerprint,
+            max_lora_rank=config.engine.max_lora_rank,
+        ),
         config=config,
     )
     promoter = Promoter(
@@ -114,7 +119,6 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         router,
         config.promotion,
         verify=intake.verify_known,
-        on_change=controller.notify,
     )
     recorder = AttemptRecorder(store)
     inference = InferenceService(
@@ -124,7 +128,13 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         config.server,
         recorder if config.server.record_attempts else None,
     )
-    collection = CollectionService(store, verifiers, suites, config.collect)
+    collection = CollectionService(
+        store,
+        verifiers,
+        HeldOutIndex({suite.name: suite.items for suite in suites.suites}),
+        config.collect,
+        attempts=recorder,
+    )
     status = ProcessStatus(
         config,
         fingerprint=fingerprint,

@@ -1,0 +1,1 @@
+"""Adapter files, which adapters the engine holds, routing between them, and promotion."""
