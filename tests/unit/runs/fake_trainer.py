@@ -74,7 +74,7 @@ def finish(scenario: str, spec: dict, out: Path, num_steps: int) -> None:  # typ
     adapter = out / "adapter"
     adapter.mkdir(exist_ok=True)
     (adapter / "weights").write_text(scenario)
-    result = {
+    result: dict[str, object] = {
         "run_id": spec["run_id"],
         "outcome": "RUN_OUTCOME_SUCCEEDED",
         "adapter_path": str(adapter),
@@ -84,14 +84,15 @@ def finish(scenario: str, spec: dict, out: Path, num_steps: int) -> None:  # typ
         "wall_s": 1.5,
         "last": {"loss": 0.25, "generated_tokens": str(100 * num_steps)},
     }
-    result |= {
+    flaws: dict[str, dict[str, object]] = {
         "wrong_run_id": {"run_id": "someone else's"},
         "failed": {"outcome": "RUN_OUTCOME_FAILED", "error": "no gradient arrived"},
         "stopped": {"outcome": "RUN_OUTCOME_CANCELLED"},
         "outside": {"adapter_path": "/etc"},
         "nan_result": {"last": {"loss": "NaN"}},
         "no_sha": {"adapter_sha256": ""},
-    }.get(scenario, {})
+    }
+    result |= flaws.get(scenario, {})
     text = "{not json" if scenario == "garbage_result" else json.dumps(result)
     if scenario == "no_result":
         return

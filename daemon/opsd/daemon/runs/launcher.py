@@ -169,7 +169,6 @@ class TorchrunLauncher:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    cwd=request.run_dir,
                     env=trainer_environment(request, os.environ, self._visible_devices),
                     start_new_session=True,
                 )

@@ -38,6 +38,10 @@ class Starting:
     adapter: str = BASE
     path: str = ""
 
+    def absolute(self) -> Starting:
+        """Without a bearing on anybody's working directory."""
+        return Starting(self.adapter, str(Path(self.path).absolute()) if self.path else "")
+
 
 @dataclass(frozen=True, slots=True)
 class SpecBuilder:
@@ -65,11 +69,12 @@ class SpecBuilder:
     ) -> training_pb2.RunSpec:
         """The whole RunSpec; with ``base`` as the incumbent, its teacher is the base one."""
         training = self.resolve(overrides_json)
+        starting = starting.absolute()
         return training_pb2.RunSpec(
             spec_version=SPEC_VERSION,
             run_id=run_id,
             model=training_pb2.ModelRef(
-                path=self.model.path, dtype=self.model.dtype, fingerprint=self.model.fingerprint
+                path=str(Path(self.model.path).absolute()), dtype=self.model.dtype, fingerprint=self.model.fingerprint
             ),
             shard=shard,
             prompt=training_pb2.PromptSpec(**training.prompt.model_dump()),
