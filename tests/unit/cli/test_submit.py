@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
@@ -210,6 +211,16 @@ def test_no_more_than_a_window_is_in_flight(daemon: Any) -> None:
         nonlocal acknowledged
         acknowledged += 1
 
+    held = threading.Event()
+
+    def slow(pair: pb.PairInput) -> Any:
+        # The first acknowledgement is held back for as long as an unbounded sender would need.
+        if not held.is_set():
+            held.wait(1.0)
+            held.set()
+        return pb.PAIR_STATUS_VERIFIED
+
+    daemon.fake.status_of = slow
     Submitter(Session(daemon.address, None, "a", None), lines(), on_result, 0).run()
     assert acknowledged == 3 * WINDOW
     # One more may be read between an acknowledgement and its report.
