@@ -459,3 +459,21 @@ def test_trainer_and_daemon_agree(place: Workplace) -> None:
 
     assert trainer_digest(place.adapter) == content_digest(place.adapter)
     assert trainer_fingerprint(place.model) == model_fingerprint(place.model)
+
+
+def test_what_the_trainer_writes_is_admissible(place: Workplace, tmp_path: Path) -> None:
+    import torch
+
+    from opsd.trainer.adapter_io import adapter_config as trainer_config
+    from opsd.trainer.adapter_io import save_adapter
+    from opsd.v1 import training_pb2
+
+    lora = training_pb2.LoraSpec(
+        rank=RANK, alpha=8.0, target_modules=["q_proj", "k_proj", "down_proj"]
+    )
+    fingerprint = model_fingerprint(place.model)
+    state = {name: torch.from_numpy(tensor) for name, tensor in adapter_tensors().items()}
+    place.adapter = tmp_path / "written"
+    sha256 = save_adapter(place.adapter, trainer_config(lora, fingerprint), state)
+    facts = place.verify(sha256=sha256)
+    assert (facts.rank, facts.alpha, facts.base_model) == (RANK, 8.0, fingerprint)
