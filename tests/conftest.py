@@ -1,17 +1,18 @@
-"""Databases for tests: a fresh SQLite file, or a fresh database on a PostgreSQL of the tests' own."""
+"""Databases for tests: a fresh SQLite file, or a database on a PostgreSQL of the tests' own."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
+import psycopg
 import pytest
 
 START_TIMEOUT_S = 60
@@ -23,22 +24,17 @@ class Postgres:
     """A running server that listens on a socket in ``directory`` only."""
 
     directory: Path
-    bin: Path
 
-    def url(self, database: str) -> str:
-        return f"postgresql+psycopg://opsd@/{database}?host={self.directory}"
-
-    def run(self, program: str, *arguments: str) -> None:
-        subprocess.run(
-            [self.bin / program, "-h", self.directory, "-U", "opsd", *arguments],
-            check=True,
-            capture_output=True,
-        )
-
-    def new_database(self) -> str:
-        name = f"t_{uuid4().hex}"
-        self.run("createdb", name)
-        return self.url(name)
+    def empty_database(self) -> str:
+        """The one database, emptied: making a new one for each test takes ten times as long."""
+        others = "datname = current_database() AND pid <> pg_backend_pid()"
+        with psycopg.connect(f"host={self.directory} user=opsd dbname=postgres") as connection:
+            connection.execute(
+                f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {others}"
+            )
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+        return f"postgresql+psycopg://opsd@/postgres?host={self.directory}"
 
 
 def _postgres_bin() -> Path | None:
@@ -51,12 +47,12 @@ def _postgres_bin() -> Path | None:
     if found := shutil.which("postgres"):
         candidates.append(Path(found).resolve().parent)
     for directory in candidates:
-        if all((directory / program).exists() for program in ("initdb", "postgres", "createdb")):
+        if all((directory / program).exists() for program in ("initdb", "postgres", "pg_isready")):
             return directory
     return None
 
 
-def _as_owner(directory: Path) -> list[str]:
+def _as_owner(directory: Path) -> list[str | Path]:
     """How a command is started as the owner of the cluster: initdb and postgres refuse root."""
     if os.geteuid() != 0:
         return []
@@ -79,21 +75,33 @@ def postgres() -> Iterator[Postgres]:
     owner = _as_owner(directory)
     data, log = directory / "data", directory / "log"
     try:
-        initdb = [binaries / "initdb", "-D", data, "-U", "opsd", "--auth=trust", "-E", "UTF8"]
+        initdb: list[str | Path] = [
+            binaries / "initdb",
+            "-D",
+            data,
+            "-U",
+            "opsd",
+            "--auth=trust",
+            "-E",
+            "UTF8",
+        ]
         subprocess.run([*owner, *initdb], check=True, capture_output=True, cwd=directory)
         with log.open("wb") as sink:
             server = subprocess.Popen(
-                [*owner, binaries / "postgres", "-D", data, "-k", directory]
-                + ["-c", "listen_addresses=", "-c", "max_connections=200"],
+                [
+                    *(*owner, binaries / "postgres", "-D", data, "-k", directory),
+                    *("-c", "listen_addresses=", "-c", "max_connections=200"),
+                ],
                 stdout=sink,
                 stderr=sink,
                 cwd=directory,
             )
         try:
             _wait_ready(binaries, directory, server, log)
-            yield Postgres(directory, binaries)
+            yield Postgres(directory)
         finally:
-            server.terminate()
+            # No goodbye to clients, no checkpoint: its files go next.
+            server.send_signal(signal.SIGQUIT)
             server.wait()
     finally:
         shutil.rmtree(directory)
@@ -103,7 +111,7 @@ def _wait_ready(
     binaries: Path, directory: Path, server: subprocess.Popen[bytes], log: Path
 ) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    ask = [binaries / "pg_isready", "-q", "-h", directory]
+    ask: list[str | Path] = [binaries / "pg_isready", "-q", "-h", directory]
     while subprocess.run(ask, check=False).returncode != 0:
         if server.poll() is not None or time.monotonic() > deadline:
             pytest.fail(f"PostgreSQL did not start:\n{log.read_text()}")
@@ -115,5 +123,5 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database: the test runs once on each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'opsd.db'}"
-    make: Callable[[], str] = request.getfixturevalue("postgres").new_database
+    make: Callable[[], str] = request.getfixturevalue("postgres").empty_database
     return make()
