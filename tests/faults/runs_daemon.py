@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from opsd.daemon.adapters.files import model_fingerprint
 from opsd.daemon.config.schema import OpsdConfig
 from opsd.daemon.runs.controller import RunController
 from opsd.daemon.runs.launcher import LaunchRequest, TorchrunLauncher
@@ -82,6 +83,11 @@ def launcher(fake: str) -> TorchrunLauncher:
     return TorchrunLauncher(command=command)
 
 
+def fingerprint(model_dir: str) -> str:
+    """Of a model that is not there, any will do: the fake trainer does not look."""
+    return model_fingerprint(Path(model_dir)) if Path(model_dir).exists() else "f" * 64
+
+
 async def serve(options: argparse.Namespace) -> None:
     settings = json.loads(options.settings) | {"state_dir": options.state_dir}
     store = open_store(f"sqlite:///{options.state_dir}/opsd.db")
@@ -91,7 +97,9 @@ async def serve(options: argparse.Namespace) -> None:
         intake=AnyAdapter(store),
         evaluator=PassingGate(),
         held_out=NothingHeldOut(),
-        model=ModelFacts(options.model_dir, "float32", "f" * 64, max_lora_rank=64),
+        model=ModelFacts(
+            options.model_dir, "float32", fingerprint(options.model_dir), max_lora_rank=64
+        ),
         config=OpsdConfig.model_validate(settings),
     )
     await controller.start()
