@@ -1,4 +1,6 @@
-"""Databases for tests: a fresh SQLite file, or a database on a PostgreSQL of the tests' own."""
+"""What tests of several kinds need: a fresh SQLite file, a database on a PostgreSQL of the tests'
+own, an untrained model.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,3 +128,18 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'opsd.db'}"
     make: Callable[[], str] = request.getfixturevalue("postgres").empty_database
     return make()
+
+
+@pytest.fixture(scope="session")
+def micro_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained Qwen3 of 330,000 parameters with a chat template and a context of 512 tokens."""
+    from opsd.trainer.tiny.model import make_model
+    from opsd.trainer.tiny.tokenizer import make_tokenizer
+
+    path = tmp_path_factory.mktemp("micro-model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries' own
+        tokenizer = make_tokenizer()
+        make_model(tokenizer, 0).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    return path

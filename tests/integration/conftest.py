@@ -1,4 +1,4 @@
-"""A micro model, random adapters, and one real engine that all engine tests share."""
+"""Random adapters, and one real engine that all engine tests share."""
 
 from __future__ import annotations
 
@@ -23,21 +23,6 @@ from opsd.daemon.types.engine import AdapterHandle
 
 LORA_RANK = 8
 MakeAdapter = Callable[[int], AdapterHandle]
-
-
-@pytest.fixture(scope="session")
-def micro_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained Qwen3 of 330,000 parameters with a chat template and a context of 512 tokens."""
-    from opsd.trainer.tiny.model import make_model
-    from opsd.trainer.tiny.tokenizer import make_tokenizer
-
-    path = tmp_path_factory.mktemp("micro-model")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries' own
-        tokenizer = make_tokenizer()
-        make_model(tokenizer, 0).save_pretrained(path)
-        tokenizer.save_pretrained(path)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -39,9 +39,9 @@ async def test_full_queue_drops_and_counts() -> None:
     assert [recorder.offer(attempt(i)) for i in range(5)] == [True] * 3 + [False] * 2
     assert counted("dropped") == dropped + 2
     recorder.start()
-    assert not await recorder.settle(0.01)
+    assert not await recorder.flush(0.01)
     sink.open.set()
-    assert await recorder.settle()
+    assert await recorder.flush()
     assert sink.kept == ["id-0", "id-1", "id-2"]
     await recorder.stop()
 
@@ -54,7 +54,7 @@ async def test_failing_sink_is_counted_and_survived() -> None:
     recorder.start()
     failed, kept = counted("failed"), counted("kept")
     recorder.offer(attempt(1))
-    assert await recorder.settle()
+    assert await recorder.flush()
     assert counted("failed") == failed + 1
     sink.broken = False
     recorder.offer(attempt(2))

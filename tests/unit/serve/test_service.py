@@ -73,7 +73,7 @@ async def test_a_swap_does_not_touch_a_stream_in_flight(door) -> None:
 async def test_attempt_is_kept_under_the_id_that_the_client_got(door) -> None:
     response = await door.stub.Generate(ask(request_id="r3"))
     chunks = [chunk async for chunk in door.stub.GenerateStream(ask(request_id="r4"))]
-    assert await door.recorder.settle()
+    assert await door.recorder.flush()
     kept = {attempt.id: attempt for attempt in door.attempts}
     assert set(kept) == {response.attempt_id, chunks[-1].attempt_id}
     attempt = kept[chunks[-1].attempt_id]

@@ -74,7 +74,9 @@ class SpecBuilder:
             spec_version=SPEC_VERSION,
             run_id=run_id,
             model=training_pb2.ModelRef(
-                path=str(Path(self.model.path).absolute()), dtype=self.model.dtype, fingerprint=self.model.fingerprint
+                path=str(Path(self.model.path).absolute()),
+                dtype=self.model.dtype,
+                fingerprint=self.model.fingerprint,
             ),
             shard=shard,
             prompt=training_pb2.PromptSpec(**training.prompt.model_dump()),
