@@ -25,19 +25,18 @@ pytestmark = pytest.mark.slow
 
 
 def start(
-    run_json: Path, ranks: int = 1, failpoint: str = "", **options: Any
+    run_json: Path, ranks: int = 1, failpoint: str = "", **variables: str
 ) -> "subprocess.Popen[str]":
     """Starts the trainer the way the daemon does, in a process group of its own."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, *(launcher if ranks > 1 else []), "-m", "opsd.trainer"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", failpoints.VARIABLE: failpoint}
+    fixed = {"OMP_NUM_THREADS": "1", failpoints.VARIABLE: failpoint}
     return subprocess.Popen(
         [*command, str(run_json)],
-        env=environment,
+        env=os.environ | fixed | variables,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        **options,
     )
 
 
@@ -63,11 +62,12 @@ def wait_for_event(run_json: Path, kind: str, process: "subprocess.Popen[str]") 
 
 
 def test_two_ranks_train_what_one_trains(make_run: MakeRun, train: Train) -> None:
-    process = start(make_run("two", num_processes=2), ranks=2)
+    two_json = make_run("two", num_processes=2)
+    process = start(two_json, ranks=2)
     alone = train(make_run("one"))
     errors = finish(process)
     assert process.returncode == 0, errors
-    two = result(make_run("two-path").parent.parent / "two" / "run.json")
+    two = result(two_json)
     assert two.outcome == training_pb2.RUN_OUTCOME_SUCCEEDED
     assert two.generated_tokens == alone.result.generated_tokens
     assert two.last.loss == pytest.approx(alone.result.last.loss, rel=1e-4)
@@ -80,7 +80,7 @@ def test_two_ranks_train_what_one_trains(make_run: MakeRun, train: Train) -> Non
 
 def test_a_failing_rank_is_named_not_taken_for_a_cancellation(make_run: MakeRun) -> None:
     run_json = make_run("run", num_processes=2, checkpoint_every_steps=1)
-    # Rank 1 alone finds the adapter's directory unreadable: a fault that rank 0 cannot see.
+    # Rank 1 alone cannot read the shard: a fault that rank 0 does not see.
     site = run_json.parent / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(
@@ -91,14 +91,8 @@ def test_a_failing_rank_is_named_not_taken_for_a_cancellation(make_run: MakeRun)
         "        raise data.ShardError('rank 1 cannot read the shard')\n"
         "    data.load_shard = broken\n"
     )
-    os.environ["PYTHONPATH"], before = (
-        f"{site}:{os.environ.get('PYTHONPATH', '')}",
-        os.environ.get("PYTHONPATH", ""),
-    )
-    try:
-        process = start(run_json, ranks=2)
-    finally:
-        os.environ["PYTHONPATH"] = before
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
+    process = start(run_json, ranks=2, PYTHONPATH=path)
     errors = finish(process)
     assert process.returncode != 0
     found = result(run_json)
