@@ -250,6 +250,12 @@ class VllmEngine:
             llm.output_handler.cancel()
         llm.output_processor.propagate_error(EngineError("the engine was stopped"))
         await self._in_builder(lambda: llm.shutdown(timeout=_STOP_TIMEOUT_S))
+        # vLLM leaves its ZeroMQ context to the garbage collector. Ending it blocks while a socket is
+        # open, and vLLM closes them from this loop.
+        resources = llm.engine_core.resources
+        sockets = (resources.output_socket, resources.input_socket)
+        if all(socket is None or socket.closed for socket in sockets):
+            await self._in_builder(lambda: resources.ctx.destroy(linger=0))
 
     async def _abandon(self, others: list[Any]) -> None:
         """After a failed start: nothing half-built stays, and ``others`` are left alone."""
