@@ -154,8 +154,10 @@ class LiveDaemon:
         if endpoints["pid"] != self.process.pid:
             return False
         with grpc.insecure_channel(endpoints["address"]) as channel:
+            # The stub gets its methods in __init__, where type stubs do not look.
+            stub = health_pb2_grpc.HealthStub(channel)
             try:
-                reply = health_pb2_grpc.HealthStub(channel).Check(
+                reply = stub.Check(  # type: ignore[attr-defined]
                     health_pb2.HealthCheckRequest(), timeout=2
                 )
             except grpc.RpcError:

@@ -17,10 +17,13 @@ from opsd.daemon.demo.screen import Screen
 from opsd.daemon.demo.story import Evidence, tell
 from opsd.daemon.demo.workspace import DemoError
 
+_PLAIN_WIDTH = 120
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(sys.argv[1:] if argv is None else argv)
-    messages = Console(stderr=True)
+    # Widths of their own: a table must not be cut when the output is a file.
+    messages = Console(stderr=True, width=None if sys.stderr.isatty() else _PLAIN_WIDTH)
     work_dir = options.work_dir or Path(tempfile.mkdtemp(prefix="opsd-demo-"))
     try:
         evidence = asyncio.run(tell(options, work_dir, Screen(messages)))
@@ -36,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _conclude(evidence: Evidence, options: Options, work_dir: Path, messages: Console) -> int:
     result = build(evidence)
-    # A width of its own: the table must not be cut when stdout is a file.
-    print_table(result, Console(width=None if sys.stdout.isatty() else 120))
+    print_table(result, Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH))
     if options.json_path is not None:
         write_json(result, options.json_path)
         messages.print(f"written to {options.json_path}", highlight=False)

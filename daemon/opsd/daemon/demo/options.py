@@ -44,7 +44,7 @@ def parse(argv: Sequence[str]) -> Options:
         action="store_true",
         help="the control: train on another problem's solution and see what the gate says",
     )
-    parser.add_argument("--steps", type=_positive, default=150, help="training steps (150)")
+    parser.add_argument("--steps", type=_positive, default=100, help="training steps (100)")
     parser.add_argument("--pairs", type=_positive, default=2000, help="pairs submitted (2000)")
     parser.add_argument(
         "--cache-dir", type=Path, default=default_cache_dir(), help="where made models are kept"

@@ -80,8 +80,10 @@ class DaemonProcess:
         self.address = str(endpoints["address"])
         self.metrics_address = str(endpoints["metrics_address"])
         async with grpc.aio.insecure_channel(self.address) as channel:
+            # The stub gets its methods in __init__, where type stubs do not look.
+            stub = health_pb2_grpc.HealthStub(channel)
             try:
-                reply = await health_pb2_grpc.HealthStub(channel).Check(
+                reply = await stub.Check(  # type: ignore[attr-defined]
                     health_pb2.HealthCheckRequest(), timeout=2.0
                 )
             except grpc.aio.AioRpcError:

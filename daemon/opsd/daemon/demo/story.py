@@ -25,11 +25,12 @@ from opsd.daemon.demo.workspace import (
 )
 from opsd.v1 import admin_pb2, collection_pb2
 
-QUIET_USERS = 4
+QUIET_USERS = 2
+QUIET_PAUSE_S = 0.4
 BUSY_USERS = 32
-REQUESTS_AROUND_A_SWAP = 60
+REQUESTS_AROUND_A_SWAP = 80
 SWAP_MARGIN_S = 1.0
-CONSISTENCY_PROMPTS = 24
+CONSISTENCY_PROMPTS = 12
 
 _WAITS_OR_ENDED = frozenset(
     {
@@ -65,6 +66,7 @@ class Evidence:
     after: Exam = field(default_factory=dict)
     swaps: list[Swap] = field(default_factory=list)
     traffic: TrafficLog = field(default_factory=TrafficLog)
+    wall_s: float = 0.0
     inconsistent: int = 0  # answers that differ from a later solo run of the adapter they name
     compared: int = 0  # answers that were compared so
 
@@ -88,6 +90,7 @@ class Evidence:
 async def tell(options: Options, work_dir: Path, screen: Screen) -> Evidence:
     """Runs everything; raises DemoError when the loop itself broke."""
     evidence = Evidence(seed=options.seed, wrong_references=options.wrong_references)
+    began = time.monotonic()
     screen.headline("A tiny model, made from scratch (kept for the next time)")
     with evidence.stage("make_model"):
         tiny_dir = await make_tiny(options.cache_dir, options.seed)
@@ -117,6 +120,7 @@ async def tell(options: Options, work_dir: Path, screen: Screen) -> Evidence:
     finally:
         with evidence.stage("stop_daemon"):
             await daemon.stop()
+    evidence.wall_s = time.monotonic() - began
     return evidence
 
 
@@ -125,7 +129,7 @@ async def _with_daemon(
 ) -> None:
     prompts = [problem.prompt for problem in workspace.suites["target"][:200]]
     traffic = Traffic(client, prompts, seed=evidence.seed)
-    traffic.resize(QUIET_USERS, pause_s=0.2)
+    traffic.resize(QUIET_USERS, pause_s=QUIET_PAUSE_S)
     try:
         screen.headline(f"{QUIET_USERS} users keep asking from now on; the held-out problems first")
         with evidence.stage("ask_before"), screen.bar("asked") as progress:
@@ -217,7 +221,7 @@ async def _swap_under_traffic(
             await traffic.wait_for_more(REQUESTS_AROUND_A_SWAP)
             # The window has a margin behind it too: let the traffic live through all of it.
             await asyncio.sleep(max(0.0, ended + SWAP_MARGIN_S - time.monotonic()))
-    traffic.resize(QUIET_USERS, pause_s=0.2)
+    traffic.resize(QUIET_USERS, pause_s=QUIET_PAUSE_S)
 
 
 async def _check_consistency(client: Client, evidence: Evidence) -> None:

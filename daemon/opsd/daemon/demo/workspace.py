@@ -13,6 +13,8 @@ from opsd.daemon.errors import OpsdError
 TARGET = "target"
 GUARDS = ("easy", "symbolic", "long")
 MARGINS = {"target": 0.05, "easy": 0.05, "symbolic": 0.05, "long": 0.05}
+NUM_ITEMS = {"target": 600, "easy": 200, "symbolic": 150, "long": 150}
+"""Held-out problems of each suite; every one is answered four times on two cores."""
 
 
 class DemoError(OpsdError, RuntimeError):
@@ -61,20 +63,27 @@ def prepare(
     """Reads the problems and writes the daemon's configuration."""
     pairs_file = tiny_dir / ("wrong_pairs.jsonl" if wrong else "pairs.jsonl")
     pairs = _read_jsonl(pairs_file)[:num_pairs]
-    suites = {
-        name: [
-            Problem(line["prompt"], line["reference"], line["stratum"])
-            for line in _read_jsonl(tiny_dir / "suites" / f"{name}.jsonl")
-        ]
-        for name in (TARGET, *GUARDS)
-    }
+    suites = {name: _take_suite(tiny_dir, work_dir, name) for name in (TARGET, *GUARDS)}
     state_dir = work_dir / "state"
     config_path = work_dir / "opsd.toml"
     work_dir.mkdir(parents=True, exist_ok=True)
     config_path.write_text(
-        _config_text(tiny_dir, state_dir, seed=seed, num_steps=num_steps), encoding="utf-8"
+        _config_text(tiny_dir, work_dir, seed=seed, num_steps=num_steps), encoding="utf-8"
     )
     return Workspace(tiny_dir, state_dir, config_path, suites, pairs)
+
+
+def _take_suite(tiny_dir: Path, work_dir: Path, name: str) -> list[Problem]:
+    """Writes the suite's first items where the daemon will read them, and returns them."""
+    lines = _read_jsonl(tiny_dir / "suites" / f"{name}.jsonl")[: NUM_ITEMS[name]]
+    path = _suite_path(work_dir, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return [Problem(line["prompt"], line["reference"], line["stratum"]) for line in lines]
+
+
+def _suite_path(work_dir: Path, name: str) -> Path:
+    return work_dir / "suites" / f"{name}.jsonl"
 
 
 def _read_jsonl(path: Path) -> list[dict[str, str]]:
@@ -82,18 +91,18 @@ def _read_jsonl(path: Path) -> list[dict[str, str]]:
         return [json.loads(line) for line in lines]
 
 
-def _config_text(tiny_dir: Path, state_dir: Path, *, seed: int, num_steps: int) -> str:
+def _config_text(tiny_dir: Path, work_dir: Path, *, seed: int, num_steps: int) -> str:
     """The recipe for a model this small: the defaults suit billions of parameters."""
     suites = "\n".join(
         f"""[[gate.suites]]
 name = "{name}"
-path = {json.dumps(str(tiny_dir / "suites" / f"{name}.jsonl"))}
+path = {json.dumps(str(_suite_path(work_dir, name)))}
 role = "{"target" if name == TARGET else "guard"}"
 margin = {MARGINS[name]}
 """
         for name in (TARGET, *GUARDS)
     )
-    return f"""state_dir = {json.dumps(str(state_dir))}
+    return f"""state_dir = {json.dumps(str(work_dir / "state"))}
 
 [model]
 path = {json.dumps(str(tiny_dir / "model"))}
@@ -130,7 +139,8 @@ top_p = 1.0
 top_k = 0
 
 [training.objective]
-clip_mode = "none"
+clip_mode = "scale"
+clip_value = 0.05
 
 [training.lora]
 rank = 16
