@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from opsd.daemon.collect.convert import (
     RATINGS,
@@ -182,6 +183,11 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
                     task = asyncio.create_task(submit(request))
                     tasks.add(task)
                     await under_way.put(task)
+            except DecodeError as error:
+                raise InvalidInputError(
+                    "the message after the last one answered for is no SubmitPairsRequest: text "
+                    f"must be UTF-8 ({error})"
+                ) from error
             finally:
                 await under_way.put(None)
 

@@ -72,7 +72,7 @@ class PairStore(Protocol):
 
 class RunStore(Protocol):
     def create_run(self, run: Run) -> Run:
-        """Stores a QUEUED run with its audit entry; a request_id seen before returns the older run."""
+        """Stores a QUEUED run with its audit entry; a request_id seen before returns that run."""
         ...
 
     def get_run(self, run_id: str) -> Run:
@@ -116,8 +116,9 @@ class RunStore(Protocol):
 
 class AdapterStore(Protocol):
     def add_adapter(self, adapter: Adapter) -> Adapter:
-        """Stores it as CANDIDATE and allots its lora_id (the field's value is ignored); the same name
-        and sha256 again returns the stored row, the same name with another sha256 is a ConflictError.
+        """Stores it as CANDIDATE and allots its lora_id (the field's value is ignored); the same
+        name and sha256 again returns the stored row, the same name with another sha256 is a
+        ConflictError.
         """
         ...
 
@@ -132,15 +133,15 @@ class AdapterStore(Protocol):
     def start_canary(
         self, name: str, *, share: float, expected_epoch: int, actor: str, reason: str
     ) -> Change:
-        """The adapter's state and its run's (AWAITING_APPROVAL → CANARY), the incumbent row's canary
-        and the audit entry, in one transaction."""
+        """The adapter's state and its run's (AWAITING_APPROVAL → CANARY), the incumbent row's
+        canary and the audit entry, in one transaction."""
         ...
 
     def promote(self, name: str, *, expected_epoch: int, actor: str, reason: str) -> Change:
         """The incumbent row, the states of the adapters involved, the run's state when it is
-        AWAITING_APPROVAL or CANARY (→ CANARY → PROMOTED, history in order) and the audit entry, in one
-        transaction. ``previous`` becomes the former incumbent. ConcurrentChangeError when the epoch
-        moved."""
+        AWAITING_APPROVAL or CANARY (→ CANARY → PROMOTED, history in order) and the audit entry, in
+        one transaction. ``previous`` becomes the former incumbent. ConcurrentChangeError when the
+        epoch moved."""
         ...
 
     def rollback(self, *, expected_epoch: int, actor: str, reason: str) -> Change:

@@ -27,8 +27,9 @@ def check_math(reference: str, text: str) -> Finding:
 
     The answer is the marked one (see ``extract``) or, without one, what Math-Verify finds last in
     the text. Beyond Math-Verify: alternatives ("1 or 2") are no answer unless the reference has
-    them; and where the reference is a number, so must the answer be (a fraction, a decimal, a per
-    cent, a power): repeating the problem's own sum, "61-40-19" for 2, is not solving it.
+    them or is a set; and where the reference is a number, so must the answer be (a fraction, a
+    decimal, a per cent, a power): repeating the problem's own sum, "61-40-19" for 2, is not solving
+    it. Where one side is a decimal, Math-Verify compares at six digits after the point.
     """
     wanted = _parsed(_as_latex(reference))
     if not wanted:
@@ -37,7 +38,8 @@ def check_math(reference: str, text: str) -> Finding:
         answer = extract(text)
     except NoAnswerError as error:
         return VerdictKind.FAIL, f"no answer: {error}"
-    if answer.marked and _ALTERNATIVES.search(answer.text) and not _ALTERNATIVES.search(reference):
+    has_alternatives = _ALTERNATIVES.search(reference) or isinstance(wanted[0], sympy.Set)
+    if answer.marked and _ALTERNATIVES.search(answer.text) and not has_alternatives:
         return VerdictKind.FAIL, f"no answer: {short(answer.text)} names alternatives"
     if check_exact(reference, answer.text)[0] is VerdictKind.PASS:
         return VerdictKind.PASS, f"{short(answer.text)} is the reference itself"
