@@ -8,8 +8,8 @@ treats both alike:
 
 Both are closed loops of N streams over the same prompts and sampling parameters (raw prompt,
 greedy, a fixed number of tokens, deltas). The server and the load generator run on uvloop; during
-direct rounds the load generator waits. So a grpc round also pays for its client: where client and engine
-share too few cores, the ratio is an upper bound of what the door itself costs.
+direct rounds the load generator waits. So a grpc round also pays for its client: where client and
+engine share too few cores, the ratio is an upper bound of what the door itself costs.
 
 The ratio of a pair of neighbouring rounds is taken first, then the median over the pairs. Above 1
 is more than direct: good for tokens/s, bad for times. Rounds before the first pair warm up.

@@ -86,6 +86,47 @@ async def code_of(call) -> grpc.StatusCode:
     return await call.code()
 
 
+GARBAGE = """
+    import asyncio, gc, os, signal, sys
+    from opsd.daemon.config.schema import EngineConfig, ModelConfig
+    from opsd.daemon.serve.vllm_engine import VllmEngine
+
+    class Cycle:
+        def __init__(self):
+            self.itself, self.pid = self, os.getpid()
+
+        def __del__(self):
+            if os.getpid() != self.pid:
+                os.write(1, b"finalised in the child")
+
+    async def main():
+        engine = VllmEngine(
+            ModelConfig(path=sys.argv[1], dtype="float32"),
+            EngineConfig(device="cpu", kv_cache_mib=64, max_lora_rank=8),
+        )
+        import vllm.v1.engine.async_llm
+        gc.disable()
+        Cycle()
+        await engine.start()
+        os.kill(engine.engine_pids()[0], signal.SIGKILL)
+        await engine.stop()
+
+    asyncio.run(main())
+"""
+
+
+def test_starting_engine_finalises_nothing_of_the_daemons(micro_model: Path) -> None:
+    """A gRPC channel among the daemon's garbage would hang the engine's start."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(GARBAGE), str(micro_model)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == ""
+
+
 DAEMON = """
     import asyncio, sys
     from opsd.daemon.config.schema import EngineConfig, ModelConfig

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
 import logging
 import os
@@ -38,6 +40,9 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
+    # The engine's process is forked from one that runs a gRPC server, and makes no calls itself;
+    # gRPC's preparations for a fork would only get in the way of calls in flight.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
     # The daemon's stdout is data.
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -87,6 +92,17 @@ def _kept_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
+@functools.cache
+def _leave_garbage_to_the_parent() -> None:
+    """A forked child must not finalise what it inherited, at least until it serves.
+
+    The daemon's cyclic garbage may hold gRPC calls and channels. vLLM collects garbage once the
+    model is loaded; in the child that would wait for ever on gRPC's threads, which a fork does not
+    copy. (vLLM collects once more when it shuts down, and is killed if that takes too long.)
+    """
+    os.register_at_fork(after_in_child=gc.freeze)
+
+
 def build_engine(model: ModelConfig, engine: EngineConfig) -> AsyncLLM:
     """Starts an EngineCore process and returns the client that drives it.
 
@@ -113,6 +129,7 @@ def build_engine(model: ModelConfig, engine: EngineConfig) -> AsyncLLM:
             # safe here: this process has no OpenMP threads of its own and no CUDA context.
             config.parallel_config.distributed_executor_backend = "uni"
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+            _leave_garbage_to_the_parent()
         return AsyncLLM(
             vllm_config=config,
             executor_class=_executor_class(config),

@@ -250,8 +250,8 @@ class VllmEngine:
             llm.output_handler.cancel()
         llm.output_processor.propagate_error(EngineError("the engine was stopped"))
         await self._in_builder(lambda: llm.shutdown(timeout=_STOP_TIMEOUT_S))
-        # vLLM leaves its ZeroMQ context to the garbage collector. Ending it blocks while a socket is
-        # open, and vLLM closes them from this loop.
+        # vLLM leaves its ZeroMQ context to the garbage collector. Ending it blocks while a socket
+        # is open, and vLLM closes them from this loop.
         resources = llm.engine_core.resources
         sockets = (resources.output_socket, resources.input_socket)
         if all(socket is None or socket.closed for socket in sockets):
