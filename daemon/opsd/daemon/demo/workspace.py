@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,10 @@ async def make_tiny(cache_dir: Path, seed: int) -> Path:
     """Makes the model and its problems unless this cache holds them; returns their directory."""
     out = cache_dir / f"tiny-{seed}"
     out.parent.mkdir(parents=True, exist_ok=True)
+    threads = str(min(2, os.cpu_count() or 1))
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "opsd.trainer.tiny", "--out", str(out), "--seed", str(seed)
+        *(sys.executable, "-m", "opsd.trainer.tiny"),
+        *("--out", str(out), "--seed", str(seed), "--threads", threads),
     )
     try:
         code = await process.wait()
