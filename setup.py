@@ -20,7 +20,7 @@ CSRC = Path("trainer/opsd/trainer/csrc")
 sys.path.insert(0, str(HERE / "scripts"))
 
 # The oldest torch whose stable C++ ABI the trainer's operators may use, as torch encodes it.
-TORCH_ABI = "0x020d000000000000"
+TORCH_ABI = "0x020b000000000000"
 
 
 class BuildProto(Command):
