@@ -90,6 +90,14 @@ def test_two_stores_migrate_one_database(postgres_url: str) -> None:
         store.close()
 
 
+def test_a_daemon_waits_for_the_one_before_to_be_gone(postgres_url: str) -> None:
+    first = open_store(postgres_url)
+    leave = threading.Timer(0.5, first.close)
+    leave.start()
+    open_store(postgres_url).close()
+    leave.join()
+
+
 def test_a_lost_connection_is_made_again(
     postgres_url: str, make_pair: Callable[[str], Pair]
 ) -> None:
@@ -105,15 +113,17 @@ def test_a_lost_connection_is_made_again(
 
 
 def test_who_lost_the_lock_with_the_connection_does_not_write(
-    postgres_url: str, make_pair: Callable[[str], Pair]
+    postgres_url: str, make_pair: Callable[[str], Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = open_store(postgres_url)
     kill(postgres_url, backend(first))
     second = open_store(postgres_url)
     with pytest.raises(StoreError):
         first.add_pair(make_pair("x"))
-    with pytest.raises(StoreError, match="another daemon"):
-        first.add_pair(make_pair("x"))
+    with monkeypatch.context() as patch:
+        patch.setattr("opsd.daemon.store.locks.WAIT_S", 0.2)
+        with pytest.raises(StoreError, match="another daemon"):
+            first.add_pair(make_pair("x"))
     assert second.count_pairs().verified == 0
     second.close()
     assert first.add_pair(make_pair("x")).kind is AddPairKind.STORED

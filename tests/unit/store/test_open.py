@@ -68,7 +68,8 @@ def test_sqlite_is_durable(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_second_daemon_is_kept_out(store_url: str) -> None:
+def test_a_second_daemon_is_kept_out(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opsd.daemon.store.locks.WAIT_S", 0.2)
     store = open_store(store_url)
     with pytest.raises(StoreError, match="another daemon"):
         open_store(store_url)

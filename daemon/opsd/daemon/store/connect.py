@@ -16,6 +16,8 @@ from opsd.daemon.store.migrations.upgrade import upgrade
 BUSY_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT_S = 10
 READERS = 16
+# A daemon whose machine lost power must not keep its lock for the two hours of TCP's own patience.
+KEEPALIVES = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 EXAMPLES = "sqlite:////var/lib/opsd/opsd.db or postgresql+psycopg://user@host/opsd"
 
 
@@ -134,7 +136,7 @@ def _postgresql_engines(url: URL) -> tuple[Engine, Engine]:
 
     # A server that acknowledges commits before they are on its disk must not do so to us.
     writer = create_engine(
-        url, poolclass=NullPool, connect_args=arguments("-c synchronous_commit=on")
+        url, poolclass=NullPool, connect_args=arguments(f"-c synchronous_commit=on {KEEPALIVES}")
     )
     reader = create_engine(
         url,

@@ -6,6 +6,7 @@ import fcntl
 import os
 import struct
 import threading
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +16,16 @@ from opsd.daemon.errors import StoreError
 
 ADVISORY_KEY = 0x6F707364  # "opsd"
 MIGRATION_KEY = ADVISORY_KEY + 1
+
+WAIT_S = 5.0
+"""PostgreSQL notices only after a moment that the daemon before, killed or stopped, is gone."""
+POLL_S = 0.1
+
+_TRY_LOCK = text(f"SELECT pg_try_advisory_lock({ADVISORY_KEY})")
+_HOLDER = text(
+    f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {ADVISORY_KEY}"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 
 # struct flock of Linux on 64-bit machines: type, whence, start, length, pid.
 _FLOCK = "hhqqi4x"
@@ -94,19 +105,15 @@ class AdvisoryGuard:
         self._safe_url = safe_url
 
     def acquire(self, writer: Connection) -> None:
-        with writer.begin():
-            if writer.execute(
-                text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_KEY}
-            ).scalar():
-                return
-            holder = writer.execute(
-                text(
-                    "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = :key"
-                    " AND database ="
-                    " (SELECT oid FROM pg_database WHERE datname = current_database())"
-                ),
-                {"key": ADVISORY_KEY},
-            ).scalar()
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            with writer.begin():
+                if writer.execute(_TRY_LOCK).scalar():
+                    return
+                holder = writer.execute(_HOLDER).scalar()
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_S)
         raise StoreError(
             f"another daemon uses the store at {self._safe_url} (backend pid {holder} holds its "
             "advisory lock); stop it, or give this one its own database"
