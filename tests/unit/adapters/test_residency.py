@@ -149,3 +149,12 @@ async def test_retire_from_a_dead_engine_lets_go(residency, engine, router) -> N
     engine.dead = True
     await residency.retire(A.name)
     assert not residency.handles()
+
+
+async def test_every_change_is_told(engine, router) -> None:
+    told: list[dict[str, str]] = []
+    residency = Residency(engine, router, on_change=told.append)
+    await residency.ensure(A, "candidate")
+    await residency.ensure(A, "incumbent")
+    await residency.retire(A.name)
+    assert told == [{A.name: "candidate"}, {A.name: "incumbent"}, {}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from opsd.daemon.adapters.routing import Router
@@ -41,7 +41,14 @@ class Residency:
     while the adapter it replaces still answers its last requests.
     """
 
-    def __init__(self, engine: Engine, router: Router) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        router: Router,
+        on_change: Callable[[dict[str, str]], None] = lambda _: None,
+    ) -> None:
+        """``on_change`` is told adapter name → role after every change."""
+        self._on_change = on_change
         self._engine = engine
         self._router = router
         self._holds: dict[AdapterHandle, _Hold] = {}
@@ -76,6 +83,7 @@ class Residency:
                 await self._engine.load_adapter(handle)
             self._serial += 1
             self._holds[handle] = _Hold(role, self._serial)
+            self._tell()
 
     async def retire(self, name: str) -> None:
         """Unloads the adapter once nothing uses it; a no-op when it is not loaded.
@@ -123,7 +131,11 @@ class Residency:
         except (EngineError, NotReadyError) as error:
             # An engine that died holds nothing any more, and its successor loads what is held here.
             log.warning("adapter gone with its engine name=%s error=%s", handle.name, error)
+        self._tell()
         return True
+
+    def _tell(self) -> None:
+        self._on_change({handle.name: hold.role for handle, hold in self._holds.items()})
 
     def _is_routed(self, handle: AdapterHandle) -> bool:
         snapshot = self._router.snapshot

@@ -39,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(loaded: LoadedConfig) -> None:
+    from opsd.daemon.serve.vllm_build import prepare_environment
+
+    # Read by torch, vLLM and gRPC when they are imported, which the imports below do.
+    prepare_environment(loaded.config.engine)
+
     # uvloop doubles the rate at which grpc.aio moves messages.
     import uvloop
 

@@ -27,6 +27,7 @@ from opsd.daemon.runs.scheduler import RunScheduler
 from opsd.daemon.runs.spec import ModelFacts
 from opsd.daemon.serve.attempts import AttemptRecorder
 from opsd.daemon.serve.grpc_server import GrpcServer, Registration
+from opsd.daemon.serve.metrics import publish_adapters
 from opsd.daemon.serve.metrics_http import MetricsServer
 from opsd.daemon.serve.service import InferenceService
 from opsd.daemon.serve.state import Availability
@@ -86,7 +87,7 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
     availability = Availability()
     router = Router()
     engine = VllmEngine(config.model, config.engine)
-    residency = Residency(engine, router)
+    residency = Residency(engine, router, on_change=publish_adapters)
     verifiers = VerifierPool(
         processes=config.collect.verifier_processes, timeout_s=config.collect.verifier_timeout_s
     )
