@@ -82,7 +82,7 @@ class StoreError(OpsdError, RuntimeError):
     code = "UNAVAILABLE"
 
 
-class TrainerFailure(OpsdError, RuntimeError):  # noqa: N818 - a fact about a run, not a fault of ours
+class TrainerFailure(OpsdError, RuntimeError):
     """The trainer died, hung, or wrote something that cannot be used."""
 
     code = "INTERNAL"

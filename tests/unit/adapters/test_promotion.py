@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from opsd.daemon.types.runs import Run, RunState, TriggerKind
 
 A = "opsd-" + "a" * 16
 B = "opsd-" + "b" * 16
-WHO = {"actor": "ann", "reason": "better"}
+WHO: dict[str, Any] = {"actor": "ann", "reason": "better"}
 
 
 class RecordingResidency:

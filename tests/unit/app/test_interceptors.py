@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -47,9 +47,9 @@ class Failing(pb_grpc.CollectionServiceServicer):
 
 
 @asynccontextmanager
-async def serving(error: BaseException) -> AsyncIterator[pb_grpc.CollectionServiceStub]:
+async def serving(error: BaseException) -> AsyncIterator[Any]:
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
-    pb_grpc.add_CollectionServiceServicer_to_server(Failing(error), server)
+    pb_grpc.add_CollectionServiceServicer_to_server(cast(Any, Failing)(error), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -102,7 +102,7 @@ class ListSink:
         self._kept = kept
 
     def add_attempts(self, attempts: object) -> None:
-        self._kept.extend(attempts)  # type: ignore[call-overload]
+        self._kept.extend(attempts)  # type: ignore[arg-type]
 
 
 @pytest.fixture

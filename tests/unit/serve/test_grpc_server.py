@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from typing import Any
 
 import grpc
 import pytest
@@ -30,19 +31,19 @@ async def test_malformed_bytes_are_an_invalid_argument(door, data: bytes) -> Non
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await door.channel.unary_unary(GENERATE)(data)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "not a valid protobuf message" in caught.value.details()
+    assert "not a valid protobuf message" in (caught.value.details() or "")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for _ in door.channel.unary_stream(STREAM)(data):
             pass
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "UTF-8" in caught.value.details()
+    assert "UTF-8" in (caught.value.details() or "")
 
 
 async def test_oversized_message_is_refused_with_both_sizes(door) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await door.channel.unary_unary(GENERATE)(b"\x0a" + b"x" * (8 << 20))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert re.search(r"8388609 vs\. 8388608", caught.value.details())
+    assert re.search(r"8388609 vs\. 8388608", caught.value.details() or "")
 
 
 async def test_port_in_use_is_named(door) -> None:
@@ -63,7 +64,7 @@ async def test_port_taken_by_a_plain_socket_is_named() -> None:
 
 
 async def test_health_follows_the_state(door) -> None:
-    stub = health_pb2_grpc.HealthStub(door.channel)
+    stub: Any = health_pb2_grpc.HealthStub(door.channel)
     for name in ("", "opsd.v1.InferenceService"):
         response = await stub.Check(health_pb2.HealthCheckRequest(service=name))
         assert response.status == SERVING
@@ -82,7 +83,7 @@ async def test_reflection_lists_the_services(door) -> None:
     async def ask():
         yield reflection_pb2.ServerReflectionRequest(list_services="")
 
-    stub = reflection_pb2_grpc.ServerReflectionStub(door.channel)
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(door.channel)
     async for response in stub.ServerReflectionInfo(ask()):
         names = {service.name for service in response.list_services_response.service}
     assert {"opsd.v1.InferenceService", "grpc.health.v1.Health"} <= names

@@ -15,8 +15,8 @@ BASE = "base"
 class AdapterHandle:
     """An adapter as the engine knows it.
 
-    ``lora_id`` is positive, grows with every new adapter and is never reused: vLLM keys weights by it
-    and its prefix cache by ``(name, path)``.
+    ``lora_id`` is positive, grows with every new adapter and is never reused: vLLM keys weights by
+    it and its prefix cache by ``(name, path)``.
     """
 
     name: str
@@ -97,8 +97,8 @@ class EngineInfo:
 class Engine(Protocol):
     """An inference engine that holds one model and several LoRA adapters.
 
-    Closing the iterator that ``generate`` returns (or cancelling the task that iterates it) stops the
-    engine's work on that request.
+    Closing the iterator that ``generate`` returns (or cancelling the task that iterates it) stops
+    the engine's work on that request.
     """
 
     @property

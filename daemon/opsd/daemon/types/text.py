@@ -11,10 +11,10 @@ _LOOSE_DOT = re.compile(r"\.(?!\d)")
 
 
 def normalise_prompt(prompt: str) -> str:
-    """Folds case, Unicode compatibility forms, white space and punctuation; digits and operators stay.
+    """Folds case, Unicode compatibility forms, white space and punctuation.
 
-    Two problems that differ in a number or an operator stay different: in templated problem sets that
-    is all that tells them apart.
+    Digits and operators stay: in templated problem sets a number is all that tells two problems
+    apart.
     """
     folded = unicodedata.normalize("NFKC", prompt).casefold()
     return " ".join(_NOT_A_WORD.sub(" ", _LOOSE_DOT.sub(" ", folded)).split())
