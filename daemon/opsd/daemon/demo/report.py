@@ -89,6 +89,8 @@ def print_table(result: dict[str, Any], console: Console) -> None:
                 table.add_row("", stratum, *_cells(cells))
         table.add_section()
     console.print(table)
+    if any(suite["after_from"] == "gate" for suite in result["suites"].values()):
+        console.print("after: the candidate in the gate's evaluation; it was not promoted")
     facts = Table(show_header=False, box=None)
     requests, swap = result["requests"], result["swap"]
     facts.add_row("gate", result["gate"]["verdict"])
@@ -119,7 +121,10 @@ def _suite(name: str, evidence: Evidence) -> dict[str, Any]:
     return {
         "role": "target" if name == TARGET else "guard",
         "margin": MARGINS[name],
+        # A candidate that was not promoted never answers users: the gate's figures stand for it.
+        "after_from": "served" if after else "gate",
         **_compare(before, after),
+        **({} if after else _from_gate(name, evidence)),
         "strata": {
             stratum: _compare(
                 [a for a in before if a.problem.stratum == stratum],
@@ -128,6 +133,21 @@ def _suite(name: str, evidence: Evidence) -> dict[str, Any]:
             for stratum in strata
         },
     }
+
+
+def _from_gate(name: str, evidence: Evidence) -> dict[str, Any]:
+    """What the candidate did in the gate's evaluation, whose difference is the gate's own too."""
+    for suite in evidence.gate.suites if evidence.gate else ():
+        if suite.name == name:
+            solved = round(suite.candidate_accuracy * suite.n)
+            interval = wilson_interval(solved, suite.n, confidence=CONFIDENCE)
+            return {
+                "after": suite.candidate_accuracy,
+                "after_ci": [interval.low, interval.high],
+                "difference": suite.difference,
+                "ci": [suite.ci_low, suite.ci_high],
+            }
+    return {}
 
 
 def _compare(before: list[Answered], after: list[Answered] | None) -> dict[str, Any]:
