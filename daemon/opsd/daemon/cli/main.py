@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -165,8 +166,18 @@ def _abandon_stdout() -> None:
 
 
 def main() -> None:
+    interrupted = False
+
+    def on_interrupt(number: int, frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    # Python drops an exception that a signal raises inside a finaliser or a C callback, and gRPC has
+    # both: an interrupted command must not look as if it had run to its end.
+    signal.signal(signal.SIGINT, on_interrupt)
     code = run(sys.argv[1:])
-    sys.exit(int(code))
+    sys.exit(int(Exit.INTERRUPTED if interrupted else code))
 
 
 if __name__ == "__main__":
