@@ -173,8 +173,8 @@ def main() -> None:
         interrupted = True
         raise KeyboardInterrupt
 
-    # Python drops an exception that a signal raises inside a finaliser or a C callback, and gRPC has
-    # both: an interrupted command must not look as if it had run to its end.
+    # Python drops an exception that a signal raises inside a finaliser or a C callback, and gRPC
+    # has both: an interrupted command must not look as if it had run to its end.
     signal.signal(signal.SIGINT, on_interrupt)
     code = run(sys.argv[1:])
     sys.exit(int(Exit.INTERRUPTED if interrupted else code))
