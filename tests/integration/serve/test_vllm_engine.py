@@ -49,6 +49,32 @@ async def test_stream_and_whole_completion_agree(engine: VllmEngine) -> None:
     assert whole[0].first_token_s > 0
 
 
+async def test_larger_chunks_lose_nothing_and_do_not_hold_the_first_token(
+    engine: VllmEngine,
+) -> None:
+    single = await complete(engine, CHAT)
+    by_five = await complete(engine, replace(CHAT, tokens_per_chunk=5))
+    assert text_of(by_five) == text_of(single)
+    assert [token for chunk in by_five for token in chunk.token_ids] == [
+        token for chunk in single for token in chunk.token_ids
+    ]
+    # The reader may be late, and then finds two chunks as one: multiples of five in either case.
+    counts = [chunk.num_completion_tokens for chunk in by_five]
+    assert (counts[0] - 1) % 5 == 0
+    assert counts[-1] == 24
+    assert len(counts) <= 6
+    assert all((count - 1) % 5 == 0 for count in counts[:-1])
+
+
+async def test_larger_chunks_end_where_a_stop_string_does(engine: VllmEngine) -> None:
+    whole = text_of(await complete(engine, CHAT))
+    stop = replace(CHAT, sampling=replace(GREEDY, stop=(whole[4:6],)), tokens_per_chunk=5)
+    stopped = await complete(engine, stop)
+    assert stopped[-1].finish_reason is FinishReason.STOP
+    assert text_of(stopped) == whole[: whole.index(whole[4:6])]
+    assert sum(len(chunk.token_ids) for chunk in stopped) == stopped[-1].num_completion_tokens
+
+
 async def test_chat_template_is_applied_and_thinking_changes_it(engine: VllmEngine) -> None:
     plain = await complete(engine, CHAT)
     thinking = await complete(engine, replace(CHAT, enable_thinking=True))

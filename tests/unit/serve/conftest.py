@@ -38,6 +38,7 @@ class FakeEngine:
     fails: bool = False
     start_errors: list[Exception] = field(default_factory=list)
     starts: int = 0
+    requests: list[EngineRequest] = field(default_factory=list)
     running: int = 0
     aborted: int = 0
     loaded: list[AdapterHandle] = field(default_factory=list)
@@ -62,6 +63,7 @@ class FakeEngine:
         self.loaded.remove(adapter)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        self.requests.append(request)
         letter = request.adapter.name[0] if request.adapter else "b"
         total = request.sampling.max_tokens
         self.running += 1

@@ -58,6 +58,25 @@ async def test_stream_names_its_adapter_in_every_chunk(door) -> None:
     assert last.request_id == "r2"
 
 
+async def test_a_crowd_gets_several_tokens_a_message(door, monkeypatch) -> None:
+    """The service tells the pacer how many streams there are, and how fast they were."""
+    asked: list[int] = []
+    finished: list[tuple[int, float]] = []
+    pacer = door.service._pacer
+    monkeypatch.setattr(pacer, "tokens_per_chunk", lambda streams: asked.append(streams) or 3)
+    monkeypatch.setattr(pacer, "finished", lambda *seen: finished.append(seen))
+    door.engine.gate.clear()
+    calls = [door.stub.GenerateStream(ask()) for _ in range(3)]
+    await until(lambda: door.engine.running == 3)
+    door.engine.gate.set()
+    for call in calls:
+        await anext_of_rest(call)
+    assert sorted(asked) == [1, 2, 3]
+    assert [request.tokens_per_chunk for request in door.engine.requests] == [3, 3, 3]
+    assert [num_tokens for num_tokens, _ in finished] == [4, 4, 4]
+    assert all(seconds > 0 for _, seconds in finished)
+
+
 async def test_a_swap_does_not_touch_a_stream_in_flight(door) -> None:
     door.router.swap(RoutingSnapshot(incumbent=ALPHA))
     door.engine.gate.clear()

@@ -17,6 +17,7 @@ from opsd.daemon.config.schema import ServerConfig
 from opsd.daemon.errors import DeadlineError, EngineError, OpsdError, OverloadedError
 from opsd.daemon.serve import metrics
 from opsd.daemon.serve.attempts import AttemptRecorder
+from opsd.daemon.serve.pacing import StreamPacer
 from opsd.daemon.serve.state import Availability
 from opsd.daemon.serve.validate import CheckedRequest, Limits, check_request
 from opsd.daemon.types.engine import Engine, EngineChunk, FinishReason
@@ -30,10 +31,6 @@ _FINISH = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
 }
-
-_UNCOALESCED_STREAMS = 8
-_MESSAGES_PER_S = 600.0
-_LONGEST_WRITE_INTERVAL_S = 0.1
 
 
 class InferenceService(pb_grpc.InferenceServiceServicer):
@@ -52,6 +49,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         self._availability = availability
         self._config = config
         self._recorder = recorder
+        self._pacer = StreamPacer()
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -105,39 +103,41 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         with _Observation(self, "GenerateStream", context) as seen:
             checked = self._check(request)
             async with self._routed(request, checked, seen) as route:
-                generation = self._engine.generate(checked.for_engine(route.adapter, stream=True))
+                generation = self._engine.generate(
+                    checked.for_engine(
+                        route.adapter,
+                        stream=True,
+                        tokens_per_chunk=self._pacer.tokens_per_chunk(self._in_flight),
+                    )
+                )
                 texts: list[str] = []
-                unsent: list[str] = []
                 num_unsent = 0
                 first_token_s = 0.0
-                next_write_s = 0.0
                 last: EngineChunk | None = None
                 async with aclosing(generation) as chunks:  # type: ignore[type-var]
                     async for last in chunks:
-                        now_s = seen.elapsed_s()
                         if not first_token_s:
-                            first_token_s = now_s
+                            first_token_s = seen.elapsed_s()
                         num_unsent += len(last.token_ids)
                         texts.append(last.text)
                         # A token that completes no character yet travels with the next one.
-                        if last.text:
-                            unsent.append(last.text)
-                        if unsent and now_s >= next_write_s and last.finish_reason is None:
+                        if last.text and last.finish_reason is None:
                             await context.write(
                                 pb.GenerateChunk(
-                                    text_delta="".join(unsent),
+                                    text_delta=last.text,
                                     adapter=route.name,
                                     num_tokens=num_unsent,
                                 )
                             )
-                            unsent.clear()
                             num_unsent = 0
-                            next_write_s = now_s + self._write_interval_s()
                 chunk = _completed(last)
+                self._pacer.finished(
+                    chunk.num_completion_tokens - 1, seen.elapsed_s() - first_token_s
+                )
                 attempt_id = self._record(checked, route.name, "".join(texts), chunk)
                 await context.write(
                     pb.GenerateChunk(
-                        text_delta="".join(unsent),
+                        text_delta=chunk.text,
                         adapter=route.name,
                         num_tokens=num_unsent,
                         finish_reason=_finish(chunk),
@@ -147,16 +147,6 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                     )
                 )
             seen.finished(chunk, first_token_s)
-
-    def _write_interval_s(self) -> float:
-        """Least time between two messages of one stream.
-
-        None while there are few streams. Above that it grows with their number, so that the
-        messages of all of them together stay within what one event loop can move; a reader at
-        64 streams gets about ten messages a second. The first token is never held back.
-        """
-        crowd = self._in_flight - _UNCOALESCED_STREAMS
-        return 0.0 if crowd <= 0 else min(_LONGEST_WRITE_INTERVAL_S, crowd / _MESSAGES_PER_S)
 
     def _check(self, request: pb.GenerateRequest) -> CheckedRequest:
         info = self._engine.info

@@ -38,7 +38,9 @@ class CheckedRequest:
     messages: tuple[ChatMessage, ...]
     enable_thinking: bool
 
-    def for_engine(self, adapter: AdapterHandle | None, *, stream: bool) -> EngineRequest:
+    def for_engine(
+        self, adapter: AdapterHandle | None, *, stream: bool, tokens_per_chunk: int = 1
+    ) -> EngineRequest:
         return EngineRequest(
             request_id=self.request_id,
             sampling=self.sampling,
@@ -47,6 +49,7 @@ class CheckedRequest:
             enable_thinking=self.enable_thinking,
             adapter=adapter,
             stream=stream,
+            tokens_per_chunk=tokens_per_chunk,
         )
 
     def problem_text(self) -> str:

@@ -60,6 +60,7 @@ def sampling_params(request: EngineRequest, room_tokens: int) -> Any:
         stop=list(sampling.stop) or None,
         ignore_eos=sampling.ignore_eos,
         output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
+        stream_interval=request.tokens_per_chunk,
         skip_clone=True,
     )
 

@@ -62,6 +62,7 @@ class EngineRequest:
     adapter: AdapterHandle | None = None  # None: base
     priority: int = 0  # lower is served first; users are 0
     stream: bool = True  # False: one chunk, at the end, which costs the engine less
+    tokens_per_chunk: int = 1  # of a stream; the first and the last chunk may hold fewer
 
 
 @dataclass(frozen=True, slots=True)

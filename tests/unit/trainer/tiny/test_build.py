@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +10,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opsd.trainer.tiny import build
 from opsd.trainer.tiny.__main__ import main
-from opsd.trainer.tiny.build import ABOUT, CONTENTS, Recipe, is_complete, make_directory
-from opsd.trainer.tiny.datasets import DatasetConfig
-from opsd.trainer.tiny.pretrain import PretrainConfig
+from opsd.trainer.tiny.build import CONTENTS, make_directory
+from opsd.trainer.tiny.recipe import (
+    ABOUT,
+    DatasetConfig,
+    PretrainConfig,
+    Recipe,
+    is_complete,
+)
 
 RECIPE = Recipe(
     pretrain=PretrainConfig(num_steps=1, batch_size=4),
@@ -107,8 +114,21 @@ def test_a_foreign_directory_is_not_replaced(
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_a_file_is_not_replaced(tmp_path: Path) -> None:
+def test_a_complete_directory_costs_no_import_of_torch(tmp_path: Path) -> None:
+    about = {"seed": 3, "recipe": Recipe().as_json()}
+    (tmp_path / ABOUT).write_text(json.dumps(about))
+    program = (
+        "import sys; from opsd.trainer.tiny.__main__ import main; "
+        f"assert main(['--out', {str(tmp_path)!r}, '--seed', '3']) == 0; "
+        "assert not {'torch', 'transformers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_file_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny").write_text("")
+    assert main(["--out", str(tmp_path / "tiny"), "--seed", "0"]) == 1
+    assert "not a directory" in capsys.readouterr().err
     with pytest.raises(FileExistsError, match="not a directory"):
         make(tmp_path / "tiny")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from opsd.trainer.tiny.datasets import (
-    DatasetConfig,
     Item,
     Pair,
     make_pairs,
     make_suites,
     write_jsonl,
 )
+from opsd.trainer.tiny.recipe import DatasetConfig
 
 CONFIG = DatasetConfig(num_pairs=400, num_per_stratum=60)
 GAINS = ("gains", "finds", "buys")

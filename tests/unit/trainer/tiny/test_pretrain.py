@@ -8,13 +8,13 @@ from torch.nn.functional import cross_entropy
 from opsd.trainer.tiny.model import make_model
 from opsd.trainer.tiny.pretrain import (
     Example,
-    PretrainConfig,
     draw_texts,
     lay_out,
     lr_share,
     pretrain,
     response_loss,
 )
+from opsd.trainer.tiny.recipe import PretrainConfig
 from opsd.trainer.tiny.tokenizer import make_tokenizer
 
 SHORT = PretrainConfig(num_steps=3, batch_size=8, warmup_steps=1)

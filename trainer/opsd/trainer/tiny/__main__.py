@@ -4,10 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-from transformers.utils import logging as transformers_logging
-
-from opsd.trainer.tiny.build import Recipe, make_directory
+from opsd.trainer.tiny.recipe import Recipe, is_complete
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,10 +22,20 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.threads < 1:
         parser.error(f"--threads must be at least 1, got {options.threads}")
+    recipe = Recipe()
+    if is_complete(options.out, options.seed, recipe):
+        _say(f"{options.out} is complete for seed {options.seed}: nothing to do")
+        return 0
+    # They take seconds to import, and a model that was made before needs neither.
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from opsd.trainer.tiny.build import make_directory
+
     torch.set_num_threads(options.threads)
     transformers_logging.disable_progress_bar()
     try:
-        make_directory(options.out, options.seed, Recipe(), _say)
+        make_directory(options.out, options.seed, recipe, _say)
     except OSError as error:
         _say(f"error: {error}")
         return 1

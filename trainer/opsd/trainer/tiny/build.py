@@ -8,14 +8,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from opsd.trainer.tiny.datasets import (
-    DatasetConfig,
     Item,
     make_pairs,
     make_suites,
@@ -23,34 +20,14 @@ from opsd.trainer.tiny.datasets import (
 )
 from opsd.trainer.tiny.evaluate import measure
 from opsd.trainer.tiny.model import make_model
-from opsd.trainer.tiny.pretrain import PretrainConfig, pretrain
+from opsd.trainer.tiny.pretrain import pretrain
 from opsd.trainer.tiny.problems import TEACHER_PROMPT
+from opsd.trainer.tiny.recipe import ABOUT, Recipe, is_complete
 from opsd.trainer.tiny.tokenizer import make_tokenizer
 
-ABOUT = "about.json"
-"""Written last: a directory that has it is complete."""
 CONTENTS = frozenset({"model", "suites", "pairs.jsonl", "wrong_pairs.jsonl", ABOUT})
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the result, beside the seed."""
-
-    version: int = 1
-    """Goes up whenever the code changes what the same numbers below would make."""
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    datasets: DatasetConfig = field(default_factory=DatasetConfig)
-    num_evaluated: int = 200
-    """Held-out problems asked for each stratum at the end, greedily."""
-    max_new_tokens: int = 96
-    """Enough for the longest worked solution of a suite."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the recipe as it reads back from JSON."""
-        recipe: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return recipe
 
 
 def make_directory(directory: Path, seed: int, recipe: Recipe, say: Say) -> bool:
@@ -80,19 +57,6 @@ def make_directory(directory: Path, seed: int, recipe: Recipe, say: Say) -> bool
         _sync(directory.parent)
     say(f"{directory} is ready")
     return True
-
-
-def is_complete(directory: Path, seed: int, recipe: Recipe) -> bool:
-    """Tell whether the directory was finished with this seed and recipe."""
-    try:
-        about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return (
-        isinstance(about, dict)
-        and about.get("seed") == seed
-        and about.get("recipe") == recipe.as_json()
-    )
 
 
 def _refuse_foreign(directory: Path) -> None:

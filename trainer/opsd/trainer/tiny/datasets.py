@@ -5,7 +5,6 @@ import random
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -22,6 +21,7 @@ from opsd.trainer.tiny.problems import (
     draw_distinct,
     phrase,
 )
+from opsd.trainer.tiny.recipe import DatasetConfig
 
 VERIFIER = "numeric"
 SOURCE = "tiny"
@@ -43,14 +43,6 @@ class Pair(Item):
     """One problem with the solution that the teacher will read."""
 
     source: str
-
-
-@dataclass(frozen=True)
-class DatasetConfig:
-    """How many problems of each kind are drawn."""
-
-    num_pairs: int = 4000
-    num_per_stratum: int = 300
 
 
 def _identifier(kind: str, prompt: str, solution: str) -> str:

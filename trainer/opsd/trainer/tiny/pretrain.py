@@ -23,6 +23,7 @@ from opsd.trainer.tiny.problems import (
     draw,
     phrase,
 )
+from opsd.trainer.tiny.recipe import PretrainConfig
 from opsd.trainer.tiny.tokenizer import END, render_prompt
 
 # Shape suffixes: P positions of a layout, N response tokens of all sequences, D hidden size,
@@ -30,29 +31,6 @@ from opsd.trainer.tiny.tokenizer import END, render_prompt
 
 IGNORED = -100
 PLACEHOLDER = "PROBLEM"
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """What decides the pretrained weights, beside the seed."""
-
-    num_steps: int = 750
-    batch_size: int = 64
-    num_blocks: int = 8
-    """Blocks of similar length that a batch is laid out in."""
-    curriculum: tuple[float, ...] = (0.12, 0.25, 0.40)
-    """Shares of the steps after which one more operation is allowed, starting at one."""
-    aided_share: float = 0.5
-    hard_share: float = 0.01
-    """Share of the unaided examples with two-digit operands: a seed of the skill, not more."""
-    word_share: float = 0.6
-    muon_lr: float = 0.02
-    adamw_lr: float = 4e-3
-    adamw_betas: tuple[float, float] = (0.9, 0.98)
-    warmup_steps: int = 40
-    flat_share: float = 0.4
-    """Share of the steps after which the learning rate falls linearly."""
-    final_lr_share: float = 0.02
 
 
 @dataclass(frozen=True)
