@@ -14,7 +14,7 @@ engine share too few cores, the ratio is an upper bound of what the door itself 
 The ratio of a pair of neighbouring rounds is taken first, then the median over the pairs. Above 1
 is more than direct: good for tokens/s, bad for times. Rounds before the first pair warm up.
 
-    python bench/serve.py [--model DIR] [--streams 1,16,64] [--pairs 5] [--json FILE]
+    python bench/serve.py [--model DIR] [--streams 1,16,64] [--pairs 7] [--json FILE]
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ async def measure(model: str, streams: list[int], pairs: int, num_tokens: int) -
     levels: dict[str, Any] = {}
     try:
         for num_streams in streams:
-            load = Load(num_streams, max(3, 24 // num_streams), num_tokens)
+            load = Load(num_streams, max(8, 24 // num_streams), num_tokens)
             rounds: dict[str, list[Round]] = {"grpc": [], "direct": []}
             for pair in range(pairs + 1):
                 through_grpc = await generator.round(load)
@@ -267,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--model", help="model directory; default: a random micro model, made anew")
     parser.add_argument("--streams", default="1,16,64", help="numbers of streams, comma-separated")
-    parser.add_argument("--pairs", type=int, default=5, help="grpc/direct pairs of rounds a level")
+    parser.add_argument("--pairs", type=int, default=7, help="grpc/direct pairs of rounds a level")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of a completion")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
     parser.add_argument("--load-generator", type=int, metavar="PORT", help=argparse.SUPPRESS)

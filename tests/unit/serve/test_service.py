@@ -63,7 +63,12 @@ async def test_a_crowd_gets_several_tokens_a_message(door, monkeypatch) -> None:
     asked: list[int] = []
     finished: list[tuple[int, float]] = []
     pacer = door.service._pacer
-    monkeypatch.setattr(pacer, "tokens_per_chunk", lambda streams: asked.append(streams) or 3)
+
+    def three(num_streams: int) -> int:
+        asked.append(num_streams)
+        return 3
+
+    monkeypatch.setattr(pacer, "tokens_per_chunk", three)
     monkeypatch.setattr(pacer, "finished", lambda *seen: finished.append(seen))
     door.engine.gate.clear()
     calls = [door.stub.GenerateStream(ask()) for _ in range(3)]

@@ -154,6 +154,7 @@ num_steps = {num_steps}
 problems_per_step = 32
 micro_batch_size = 32
 learning_rate = 8e-3
+adam_beta2 = 0.95
 warmup_steps = 5
 final_lr_fraction = 0.1
 max_grad_norm = 1.0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 _UNPACED_STREAMS = 8
-_MESSAGES_PER_S = 600.0
-_LONGEST_INTERVAL_S = 0.1
-_MOST_TOKENS = 8
+_MESSAGES_PER_S = 400.0
+_LONGEST_INTERVAL_S = 0.125
+_MOST_TOKENS = 16
 _MEMORY = 0.9
 
 
@@ -13,17 +13,18 @@ class StreamPacer:
     """Chooses a stream's chunk size when it begins, from the crowd and the engine's speed.
 
     A message costs the event loop, and the reader, about the same whether it carries one token or
-    eight. While few streams are open every token travels alone. Above that the time between two
-    messages of one stream may grow with the crowd, to 0.1 s at most, so that all streams together
-    stay near 600 messages a second; a chunk holds the tokens that a stream makes in that time. A
-    model slower than that sends single tokens to any crowd. The first token never waits.
+    sixteen. While few streams are open every token travels alone. Above that the time between two
+    messages of one stream may grow with the crowd, to an eighth of a second at most, so that all
+    streams together stay near 400 messages a second; a chunk holds the tokens that a stream makes
+    in that time. A model slower than that sends single tokens to any crowd. The first token never
+    waits.
     """
 
     def __init__(self) -> None:
         self._seconds_per_token = 0.0  # of one stream; 0: not measured yet
 
     def tokens_per_chunk(self, num_streams: int) -> int:
-        """From 1 to 8; ``num_streams`` counts the new one."""
+        """From 1 to 16; ``num_streams`` counts the new one."""
         crowd = num_streams - _UNPACED_STREAMS
         if crowd <= 0 or not self._seconds_per_token:
             return 1

@@ -92,6 +92,17 @@ def _kept_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
+@contextmanager
+def _settled(envs: Any) -> Iterator[None]:
+    """vLLM looks its settings up anew for every token of every request, unless told that they stay.
+
+    Its own server tells it; an engine built again (the last one died) starts with a fresh look.
+    """
+    envs.disable_envs_cache()
+    yield
+    envs.enable_envs_cache()
+
+
 @functools.cache
 def _leave_garbage_to_the_parent() -> None:
     """A forked child must not finalise what it inherited, at least until it serves.
@@ -109,13 +120,14 @@ def build_engine(model: ModelConfig, engine: EngineConfig) -> AsyncLLM:
     Blocks for seconds to minutes. The process dies with the thread that calls this.
     """
     prepare_environment(engine)
+    from vllm import envs
     from vllm.platforms import current_platform
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     on_cpu = bool(current_platform.is_cpu())
     _check_device(engine, on_cpu)
-    with _kept_environment():
+    with _kept_environment(), _settled(envs):
         # It would override kv_cache_memory_bytes; an empty one crashes vLLM.
         if os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None) is not None:
             log.warning("VLLM_CPU_KVCACHE_SPACE is ignored: engine.kv_cache_mib says it")

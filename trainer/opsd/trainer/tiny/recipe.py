@@ -20,7 +20,7 @@ class PretrainConfig:
     curriculum: tuple[float, ...] = (0.12, 0.25, 0.40)
     """Shares of the steps after which one more operation is allowed, starting at one."""
     aided_share: float = 0.5
-    hard_share: float = 0.01
+    hard_share: float = 0.02
     """Share of the unaided examples with two-digit operands: a seed of the skill, not more."""
     word_share: float = 0.6
     muon_lr: float = 0.02
