@@ -46,6 +46,7 @@ def _findings(config: OpsdConfig, has_gpu: Callable[[], bool]) -> Iterator[_Find
     yield from _devices(config, has_gpu)
     yield from _triggers(config)
     yield from _timing(config)
+    yield from _training(config)
 
 
 def _model(config: OpsdConfig) -> Iterator[_Finding]:
@@ -176,4 +177,35 @@ def _timing(config: OpsdConfig) -> Iterator[_Finding]:
             f"{config.training.rollout.max_new_tokens} leaves no room for a prompt in "
             f"model.max_model_len ({config.model.max_model_len})",
             "lower it",
+        )
+
+
+def _training(config: OpsdConfig) -> Iterator[_Finding]:
+    """What the trainer would refuse, found before a run is queued for it."""
+    optim, prompt = config.training.optim, config.training.prompt
+    if optim.warmup_steps > optim.num_steps:
+        yield (
+            "training.optim.warmup_steps",
+            f"{optim.warmup_steps} is more than training.optim.num_steps ({optim.num_steps})",
+            "lower it",
+        )
+    for name, beta in (("adam_beta1", optim.adam_beta1), ("adam_beta2", optim.adam_beta2)):
+        if beta == 0:
+            yield f"training.optim.{name}", "is 0", "set it above 0, e.g. 0.9"
+    for name, template, placeholders in (
+        ("student_template", prompt.student_template, ("{problem}",)),
+        ("teacher_template", prompt.teacher_template, ("{problem}", "{solution}")),
+    ):
+        missing = [holder for holder in placeholders if holder not in template]
+        if missing:
+            yield (
+                f"training.prompt.{name}",
+                f"lacks {' and '.join(missing)}",
+                "put it where the text belongs",
+            )
+    if "{solution}" in prompt.student_template:
+        yield (
+            "training.prompt.student_template",
+            "holds {solution}",
+            "take it out: the student never sees it",
         )
