@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from google.protobuf import json_format
 
 from opsd.daemon.adapters.promotion import Outcome, Promoter
 from opsd.daemon.admin.convert import adapter_to_proto, audit_to_proto, run_to_proto
+from opsd.daemon.admin.overrides import overrides_json
 from opsd.daemon.admin.ports import RunControl, StatusSource
 from opsd.daemon.errors import InvalidInputError, NotFoundError
 from opsd.daemon.gate.proto import report_to_proto
@@ -106,14 +106,11 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
                 f"reason: has {len(request.reason)} characters, "
                 f"at most {_MAX_REASON_CHARS} are kept"
             )
-        overrides = json_format.MessageToJson(
-            request.overrides, preserving_proto_field_name=True, indent=None
-        )
         run = await self._runs.trigger(
             TriggerKind.OPERATOR,
             actor=actor_of(context, request.actor),
             reason=request.reason or "triggered by an operator",
-            overrides_json=overrides,
+            overrides_json=overrides_json(request),
             source=request.source,
             request_id=request.request_id,
         )

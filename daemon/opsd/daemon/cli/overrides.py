@@ -1,4 +1,4 @@
-"""`--set key=value` of `opsd runs trigger`, as a RunSpec."""
+"""`--set key=value` of `opsd runs trigger`, as a RunSpec and the fields of it that were set."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ _SCALARS = ("seed", "checkpoint_every_steps", "heartbeat_interval_s")
 _NOT_SETTABLE = ("objective.teacher_adapter_path",)
 
 
-def parse_overrides(texts: Iterable[str]) -> RunSpec:
-    """Raises CliError that names the key and what it takes."""
+def parse_overrides(texts: Iterable[str]) -> tuple[RunSpec, list[str]]:
+    """The values and the dotted names of what is set, for zero is a value too.
+
+    Raises CliError that names the key and what it takes.
+    """
     from opsd.v1.training_pb2 import RunSpec
 
     spec = RunSpec()
     fields = settable(RunSpec.DESCRIPTOR)
-    seen = set()
+    seen: list[str] = []
     for text in texts:
         name, equals, value = text.partition("=")
         name = name.strip().removeprefix("training.")
@@ -41,9 +44,9 @@ def parse_overrides(texts: Iterable[str]) -> RunSpec:
             raise _error(f"--set {name}: no such key", guess)
         if name in seen:
             raise _error(f"--set {name}: given twice", "give it once")
-        seen.add(name)
+        seen.append(name)
         _assign(spec, name, field, value)
-    return spec
+    return spec, seen
 
 
 def settable(descriptor: Descriptor) -> dict[str, FieldDescriptor]:
@@ -72,13 +75,6 @@ def _assign(spec: RunSpec, name: str, field: FieldDescriptor, text: str) -> None
             setattr(message, leaf, value)
     except (ValueError, TypeError) as error:
         raise _error(f"--set {name}: {text!r} is not {_wanted(field)}") from error
-    unset = not value if field.is_repeated else value == field.default_value
-    if unset:
-        # The contract's fields have no presence: this value would read as "not overridden".
-        raise _error(
-            f"--set {name}: {text!r} cannot be asked for per run",
-            f"set training.{name} in the daemon's configuration",
-        )
 
 
 def _parse(field: FieldDescriptor, text: str) -> Any:

@@ -56,7 +56,7 @@ def trigger(
     """Start a training run."""
     from opsd.v1.admin_pb2 import TriggerRunRequest
 
-    overrides = parse_overrides(set_ or ())
+    overrides, overridden = parse_overrides(set_ or ())
     session: Session = context.obj
     request = TriggerRunRequest(
         reason=reason,
@@ -64,8 +64,9 @@ def trigger(
         source=source,
         request_id=request_id or str(uuid.uuid4()),
     )
-    if overrides.ByteSize():
+    if overridden:
         request.overrides.CopyFrom(overrides)
+        request.overridden.paths.extend(overridden)
     with session.connect() as client:
         run = client.call(client.admin.TriggerRun, request)
     if watch:
