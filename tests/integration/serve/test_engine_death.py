@@ -32,6 +32,27 @@ pytestmark = [
 ]
 
 
+async def test_stopping_the_engine_does_not_signal_the_daemon(
+    engine_configs: tuple[ModelConfig, EngineConfig],
+) -> None:
+    """The engine's process is ended with SIGTERM, which the daemon handles as an order to drain."""
+    received = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, received.set)
+    try:
+        engine = VllmEngine(*engine_configs)
+        await engine.start()
+        await engine.stop()
+        # A signal of our own goes the same way, later: the other one would be there by then.
+        await asyncio.sleep(0.5)
+        assert not received.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(5):
+            await received.wait()
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
 async def test_killed_engine_comes_back_with_its_adapter(
     engine_configs: tuple[ModelConfig, EngineConfig],
     make_adapter: Callable[[int], AdapterHandle],

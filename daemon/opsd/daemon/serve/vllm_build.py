@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,14 +105,19 @@ def _settled(envs: Any) -> Iterator[None]:
 
 
 @functools.cache
-def _leave_garbage_to_the_parent() -> None:
-    """A forked child must not finalise what it inherited, at least until it serves.
+def _part_children_from_us() -> None:
+    """A forked child leaves alone what it inherited of the daemon, from its first moment on."""
+    os.register_at_fork(after_in_child=_part_from_the_parent)
 
-    The daemon's cyclic garbage may hold gRPC calls and channels. vLLM collects garbage once the
-    model is loaded; in the child that would wait for ever on gRPC's threads, which a fork does not
-    copy. (vLLM collects once more when it shuts down, and is killed if that takes too long.)
-    """
-    os.register_at_fork(after_in_child=gc.freeze)
+
+def _part_from_the_parent() -> None:
+    # The daemon's cyclic garbage may hold gRPC calls and channels. vLLM collects garbage once the
+    # model is loaded; in the child that would wait for ever on gRPC's threads, which a fork does
+    # not copy. (vLLM collects once more when it shuts down, and is killed if that takes too long.)
+    gc.freeze()
+    # Python writes the number of every signal into this pipe, which the daemon's event loop reads:
+    # the SIGTERM that ends the engine's process would drain the daemon.
+    signal.set_wakeup_fd(-1)
 
 
 def build_engine(model: ModelConfig, engine: EngineConfig) -> AsyncLLM:
@@ -141,7 +147,7 @@ def build_engine(model: ModelConfig, engine: EngineConfig) -> AsyncLLM:
             # safe here: this process has no OpenMP threads of its own and no CUDA context.
             config.parallel_config.distributed_executor_backend = "uni"
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-            _leave_garbage_to_the_parent()
+            _part_children_from_us()
         return AsyncLLM(
             vllm_config=config,
             executor_class=_executor_class(config),

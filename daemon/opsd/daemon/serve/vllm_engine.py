@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import logging
 import multiprocessing
 import time
@@ -131,6 +132,8 @@ class VllmEngine:
     async def stop(self) -> None:
         """Ends the engine's process; requests in flight fail. The engine can be started again."""
         await self._shut_down()
+        # vLLM's client lives in cycles, and its finaliser fails once the interpreter is going down.
+        gc.collect()
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
         """Streams a completion; closing the generator stops the engine's work on it.
@@ -203,10 +206,12 @@ class VllmEngine:
         return EngineHealth(True)
 
     async def _build(self) -> None:
-        loop = asyncio.get_running_loop()
+        # Not returned: imports that failed inside (of optional packages) keep the thread's frames,
+        # and with them every value in those, until the process ends.
+        built: list[AsyncLLM] = []
         try:
-            llm = await loop.run_in_executor(
-                self._builder, build_engine, self._model_config, self._engine_config
+            await self._in_builder(
+                lambda: built.append(build_engine(self._model_config, self._engine_config))
             )
         except ConfigError:
             raise
@@ -214,7 +219,7 @@ class VllmEngine:
             raise EngineError(
                 f"the engine could not be started with {self._model_config.path}: {one_line(error)}"
             ) from error
-        self._llm = llm
+        self._llm = llm = built.pop()
         self._lora_requests.clear()
         self._lora_seen.clear()
         self._in_flight = Counter()
