@@ -49,12 +49,13 @@ types: proto ## Check types (mypy, strict)
 imports: | $(BIN)/opsd ## Check that imports keep the directions of the design
 	@$(BIN)/lint-imports --no-logo
 
-native: | $(BIN)/opsd ## Compile the C++ operators from nothing, warnings as errors
+native: | $(BIN)/opsd ## Compile the C++ and CUDA operators from nothing, warnings as errors
 	@rm -rf build/native && mkdir -p build
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --force \
 	  --build-temp build/native/temp --build-lib build/native/lib >build/native.log 2>&1 \
 	  || { cat build/native.log >&2; exit 1; }
 	@echo "native: $$(find build/native/lib -name '*.so') compiled without a warning"
+	@$(BIN)/python setup.py --quiet compile_cuda
 
 proto: | $(BIN)/opsd ## Generate opsd.v1 from proto/
 	@$(BIN)/python scripts/build_proto.py

@@ -6,6 +6,7 @@ opsd/__init__.py: it would hide the other two (tests/unit/house guards this).
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,10 @@ ROOTS = {"opsd.daemon": "daemon", "opsd.trainer": "trainer", "opsd.v1": "proto"}
 CSRC = Path("trainer/opsd/trainer/csrc")
 
 sys.path.insert(0, str(HERE / "scripts"))
+
+NVCC_FLAGS = ["-O3", "-std=c++20", "-Werror", "all-warnings"]
+# Every generation from A100 on runs one of these two, or the second one's PTX.
+CUDA_ARCHITECTURES = ("8.0", "9.0")
 
 # The oldest torch whose stable C++ ABI the trainer's operators may use, as torch encodes it.
 TORCH_ABI = "0x020b000000000000"
@@ -53,6 +58,43 @@ class BuildProto(Command):
         return {}
 
 
+class CompileCuda(Command):
+    """Compiles the CUDA sources on a machine without a GPU: nothing is linked or kept."""
+
+    description = "compile the CUDA sources, warnings as errors, to see that they do"
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+
+    def initialize_options(self) -> None:
+        pass
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        from torch.utils.cpp_extension import CUDA_HOME, include_paths
+
+        nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=f"{CUDA_HOME}/bin")
+        if nvcc is None:
+            print("cuda: not compiled, there is no nvcc on PATH or under CUDA_HOME")
+            return
+        architectures = [
+            f"-gencode=arch=compute_{number},code=sm_{number}"
+            for number in (name.replace(".", "") for name in CUDA_ARCHITECTURES)
+        ]
+        sources = sorted(CSRC.glob("*.cu"))
+        for source in sources:
+            target = HERE / "build" / f"{source.stem}.cuda.o"
+            target.parent.mkdir(exist_ok=True)
+            command = [nvcc, "-c", str(source), "-o", str(target), *NVCC_FLAGS, *architectures]
+            command += ["-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror", *cuda_defines()]
+            for folder in include_paths():
+                command += ["-isystem", folder]
+            if subprocess.run(command, check=False).returncode != 0:
+                raise SystemExit(f"cuda: {source} does not compile with {nvcc}")
+            target.unlink()
+        print(f"cuda: {len(sources)} source for sm_{', sm_'.join(CUDA_ARCHITECTURES)} compiled")
+
+
 class Build(build):
     # Before build_py, which lists the modules that exist.
     sub_commands: ClassVar = [("build_proto", None), *build.sub_commands]
@@ -78,9 +120,15 @@ def wants_cuda() -> bool:
     return wish == "1"
 
 
+def cuda_defines() -> list[str]:
+    """For every source of a CUDA build."""
+    return [f"-DTORCH_TARGET_VERSION={TORCH_ABI}", "-DOPSD_CUDA", "-DUSE_CUDA"]
+
+
 def trainer_library() -> Extension:
     """opsd.trainer._C: operators against torch's stable ABI and CPython's limited API, so that one
     build serves every Python and later torch releases."""
+    import torch
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     sources = sorted(CSRC.glob("*.cpp"))
@@ -89,18 +137,19 @@ def trainer_library() -> Extension:
     # No -fopenmp: torch brings its own OpenMP runtime, and a second one in the process would fight
     # it for the cores. No -march: the wheel must run where it was not built; functions choose
     # their instruction set with target attributes.
-    cxx = ["-O3", "-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+    cxx = ["-O3", "-std=c++20", "-ffp-contract=fast", "-fvisibility=hidden"]
+    cxx += ["-Wall", "-Wextra", "-Werror"]
     define = [f"-DTORCH_TARGET_VERSION={TORCH_ABI}"]
     flags = {"cxx": cxx + define}
     kind = CppExtension
     if wants_cuda():
         kind = CUDAExtension
         sources += sorted(CSRC.glob("*.cu"))
-        define = [*define, "-DOPSD_CUDA", "-DUSE_CUDA"]
-        flags = {
-            "cxx": cxx + define,
-            "nvcc": ["-O3", "-std=c++20", "-Werror", "all-warnings", *define],
-        }
+        define = cuda_defines()
+        flags = {"cxx": cxx + define, "nvcc": [*NVCC_FLAGS, *define]}
+        if not torch.cuda.is_available():
+            # Nobody to ask which one; a machine with GPUs builds for those it has.
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(CUDA_ARCHITECTURES) + "+PTX")
     library: Extension = kind(
         "opsd.trainer._C",
         [str(source) for source in sources],
@@ -118,7 +167,7 @@ def trainer_library() -> Extension:
 
 def compiled() -> dict[str, Any]:
     """Arguments of setup() that need torch. Asking for metadata alone must work without it."""
-    if {"egg_info", "dist_info", "--version", "--name", "clean"} & set(sys.argv[1:]):
+    if {"egg_info", "dist_info", "--version", "--name", "clean", "compile_cuda"} & set(sys.argv[1:]):
         return {}
     from torch.utils.cpp_extension import BuildExtension
 
@@ -150,7 +199,7 @@ setup(
     # MANIFEST.in is about the source distribution: no C++ source goes into a wheel.
     include_package_data=False,
     ext_modules=extra.get("ext_modules", []),
-    cmdclass={"build": Build, "build_proto": BuildProto, **extra.get("cmdclass", {})},
+    cmdclass={"build": Build, "build_proto": BuildProto, "compile_cuda": CompileCuda, **extra.get("cmdclass", {})},
     # One wheel for CPython 3.11 and later.
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -11,6 +11,7 @@ from opsd.trainer.data import load_shard
 from opsd.trainer.distributed import Ranks
 from opsd.trainer.errors import NonFiniteError
 from opsd.trainer.lora import StudentTeacher
+from opsd.trainer.loss import in_use
 from opsd.trainer.model import BaseModel
 from opsd.trainer.objective import Answer, Durations, Objective, StepSums
 from opsd.trainer.prompts import Draws, PromptMaker, PromptPair
@@ -103,6 +104,7 @@ class Stepper:
             rollout_s=durations.rollout_s,
             forward_s=durations.forward_s,
             backward_s=durations.backward_s,
+            loss_implementation=in_use(self._ranks.device.type),
         )
 
     def _rollouts(self, step: int, prompts: list[PromptPair], durations: Durations) -> list[Answer]:

@@ -17,6 +17,7 @@ from opsd.daemon.cli import (
     audit,
     completion,
     configuration,
+    doctor,
     gate,
     generate,
     pairs,
@@ -62,6 +63,7 @@ app.add_typer(adapters.app, name="adapters")
 app.add_typer(gate.app, name="gate")
 app.add_typer(audit.app, name="audit")
 app.add_typer(configuration.app, name="config")
+doctor.add_to(app)
 completion.add_to(app)
 version.add_to(app)
 

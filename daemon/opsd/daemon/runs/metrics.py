@@ -13,6 +13,11 @@ run_state: Final = Gauge("opsd_run_state", "Runs that are not over, by state.", 
 run_step: Final = Gauge("opsd_run_step", "Optimiser steps done by the run in training.")
 run_num_steps: Final = Gauge("opsd_run_num_steps", "Optimiser steps of the run in training.")
 run_loss_nats: Final = Gauge("opsd_run_loss_nats", "Loss of the last step of the run in training.")
+run_loss_implementation: Final = Gauge(
+    "opsd_run_loss_implementation_info",
+    "1 for what computed the loss of the last step: native-… (compiled) or torch (plain PyTorch).",
+    ["implementation"],
+)
 generated_tokens_total: Final = Counter(
     "opsd_run_generated_tokens_total", "Tokens that trainers sampled."
 )
@@ -32,3 +37,9 @@ triggers_total: Final = Counter(
     "Triggers that made a run (created) or found one at work or too few pairs (skipped).",
     ["kind", "result"],
 )
+
+
+def loss_implementation_is(name: str) -> None:
+    """One series at a time: the implementation of the run in training."""
+    run_loss_implementation.clear()
+    run_loss_implementation.labels(name).set(1)

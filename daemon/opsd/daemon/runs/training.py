@@ -94,6 +94,8 @@ class TrainerWatch:
             self.metrics_json = metrics_to_json(event.metrics)
             self.generated_tokens = event.metrics.generated_tokens
             metrics.run_loss_nats.set(event.metrics.loss)
+            if event.metrics.loss_implementation:
+                metrics.loss_implementation_is(event.metrics.loss_implementation)
 
     def _check_clocks(self) -> None:
         silent_s = time.monotonic() - self.last_sign_s

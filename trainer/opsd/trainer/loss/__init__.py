@@ -6,15 +6,19 @@ from opsd.trainer.loss.api import (
     clipped_kl,
     clipped_kl_from_logits,
 )
+from opsd.trainer.loss.choose import Implementation, in_use, why_not_native
 from opsd.trainer.loss.config import Clip, Divergence
-from opsd.trainer.loss.native import is_available as native_is_available
+from opsd.trainer.loss.parallel import VocabShard
 
 __all__ = [
     "Clip",
     "ClippedKL",
     "Divergence",
+    "Implementation",
     "TokenTelemetry",
+    "VocabShard",
     "clipped_kl",
     "clipped_kl_from_logits",
-    "native_is_available",
+    "in_use",
+    "why_not_native",
 ]

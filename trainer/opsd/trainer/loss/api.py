@@ -1,31 +1,33 @@
 """The loss over many tokens, from hidden states or from logits, a chunk of rows at a time.
 
-Shape suffixes: T tokens, R rows of one chunk, V vocabulary, D hidden size, K telemetry columns.
+Shape suffixes: T tokens, V vocabulary (of this rank), D hidden size, K telemetry columns or the
+teacher's greatest entries.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from opsd.trainer.errors import LossArgumentError
-from opsd.trainer.loss import native, reference
-from opsd.trainer.loss.config import RowConfig, row_config
-from opsd.trainer.loss.reference import TELEMETRY_COLUMNS, Rows, compute_dtype
+from opsd.trainer.loss import operators
+from opsd.trainer.loss.choose import Implementation, known
+from opsd.trainer.loss.config import Divergence, RowConfig, row_config
+from opsd.trainer.loss.heads import widens
+from opsd.trainer.loss.parallel import VocabShard
+from opsd.trainer.loss.rows import TELEMETRY_COLUMNS, compute_dtype
 
-Implementation = Literal["torch", "native"]
-RowFunction = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, RowConfig], Rows]
-
-DEFAULT_CHUNK_SIZE = 1024
+_CHUNK_BYTES = {"cpu": 5 << 26, "cuda": 1 << 30}
+"""Memory for the logits of a chunk, student's and teacher's, where `chunk_size` is not given."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTelemetry:
     """What each token showed; every field is [T] in fp32 (fp64 for fp64 input), no gradient.
 
-    Masked tokens hold 0 everywhere.
+    Masked tokens hold 0 everywhere. With `top_k` or a teacher's support, the divergence, what is
+    clipped of it and the teacher's entropy are those of the k + 1 entries; with the policy gradient
+    the divergence is the sampled token's.
     """
 
     loss_T: Tensor
@@ -43,7 +45,8 @@ class TokenTelemetry:
     student_logprob_T: Tensor
     """log p_S of the sampled token, nats, tempered; 0 where `sampled_ids` was not given."""
     teacher_logprob_T: Tensor
-    """log p_T of the sampled token, nats, tempered; 0 where `sampled_ids` was not given."""
+    """log p_T of the sampled token, nats, tempered; 0 where `sampled_ids` was not given, and where
+    a teacher's support does not hold it."""
 
     @property
     def clipped_share_T(self) -> Tensor:
@@ -65,19 +68,25 @@ class ClippedKL:
 
 def clipped_kl(
     student_hidden: Tensor,
-    teacher_hidden: Tensor,
+    teacher_hidden: Tensor | None,
     lm_head_weight: Tensor,
     *,
+    lm_head_bias: Tensor | None = None,
     divergence: str = "forward_kl",
     jsd_beta: float = 0.5,
     clip: str = "none",
     clip_value: float | None = None,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    top_k: int | None = None,
+    teacher_topk_ids: Tensor | None = None,
+    teacher_topk_logprobs: Tensor | None = None,
     token_mask: Tensor | None = None,
     token_weight: Tensor | None = None,
     sampled_ids: Tensor | None = None,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
-    implementation: Implementation = "torch",
+    vocab_shard: VocabShard | None = None,
+    chunk_size: int | None = None,
+    implementation: Implementation = "auto",
 ) -> ClippedKL:
     """The clipped divergence from hidden states (arXiv 2601.18734, the OPSD objective).
 
@@ -88,243 +97,127 @@ def clipped_kl(
 
     The gradient runs through p_S only. It is computed in closed form together with the loss, so
     that tokens × vocabulary is held for one chunk at a time; a second derivative does not exist.
+    The same input gives the same bits.
 
     Args:
         student_hidden: [T, D], the student's last hidden states, any floating dtype. Gets the
             gradient.
-        teacher_hidden: [T, D], the teacher's for the same tokens. Gets none.
-        lm_head_weight: [V, D], shared by both. Gets a gradient (the student's part) only where it
-            requires one.
-        divergence: "forward_kl", "reverse_kl" or "jsd", see `Divergence`.
-        jsd_beta: weight of the teacher in the mixture, in (0, 1); read for "jsd" only.
+        teacher_hidden: [T, D], the teacher's for the same tokens. Gets none. None with
+            `teacher_topk_ids`.
+        lm_head_weight: [V, D], shared by both; the products run in its dtype (under autocast, in
+            autocast's). Gets a gradient (the student's part) only where it requires one.
+        lm_head_bias: [V]; likewise.
+        divergence: "forward_kl", "reverse_kl", "jsd" or "policy_gradient", see `Divergence`.
+        jsd_beta: weight of the teacher in the mixture, in [0, 1]; read for "jsd" only.
         clip: "none", "clamp" or "scale", see `Clip`.
         clip_value: c in nats, above 0; read unless clip is "none".
         temperature: above 0.
+        softcap: logits pass through softcap * tanh(logits / softcap) before the temperature.
+        top_k: compare on the teacher's k greatest entries, and one more for all the others.
+        teacher_topk_ids: [T, K] distinct ids: the teacher's greatest entries as a sampler gave
+            them, in place of `teacher_hidden`; implies the k + 1 entries of `top_k`.
+        teacher_topk_logprobs: [T, K], their log-probabilities at this temperature, over the whole
+            vocabulary.
         token_mask: [T] bool; False leaves a token out. Its hidden states are not read.
         token_weight: [T]; by default 1 / (number of tokens that are not masked).
-        sampled_ids: [T] integer ids of the sampled tokens, for the telemetry.
-        chunk_size: rows whose logits are held at once.
-        implementation: "torch", or "native" for the compiled kernel. Never a silent fallback.
+        sampled_ids: [T] integer ids of the sampled tokens, for the telemetry and the policy
+            gradient.
+        vocab_shard: where lm_head is spread over ranks: this rank's place. Hidden states are the
+            same on all ranks, and so are the results; ids are global.
+        chunk_size: rows whose logits are held at once; by default what fits into a fixed amount of
+            memory.
+        implementation: "auto" (compiled where it is built, else plain PyTorch, logged once),
+            "native" for the compiled one or nothing, "torch".
 
     Raises:
-        LossArgumentError: (a ValueError) names the argument that is wrong.
+        LossArgumentError: (a ValueError) names the argument that is wrong: settings, shapes,
+            dtypes, devices, ids, NaN or infinity.
         NativeUnavailableError: "native" was asked for and is not built.
     """
-    for name, tensor in (("student_hidden", student_hidden), ("teacher_hidden", teacher_hidden)):
-        _expect_matrix(name, tensor)
+    _expect_matrix("student_hidden", student_hidden)
     _expect_matrix("lm_head_weight", lm_head_weight)
-    _expect_same_shape("teacher_hidden", teacher_hidden, "student_hidden", student_hidden)
     if lm_head_weight.shape[1] != student_hidden.shape[1]:
         raise LossArgumentError(
             f"lm_head_weight {tuple(lm_head_weight.shape)} and student_hidden "
             f"{tuple(student_hidden.shape)}: the last dimensions must be equal"
         )
-    config = row_config(divergence, jsd_beta, clip, clip_value, temperature)
-    tokens = _Tokens.checked(
-        student_hidden, token_mask, token_weight, sampled_ids, lm_head_weight.shape[0]
-    )
-    loss, loss_T, telemetry_TK = _HiddenLoss.apply(  # type: ignore[no-untyped-call]
+    _expect_device("lm_head_weight", lm_head_weight, student_hidden)
+    if lm_head_bias is not None:
+        _expect_shape("lm_head_bias", lm_head_bias, (lm_head_weight.shape[0],))
+        _expect_device("lm_head_bias", lm_head_bias, student_hidden)
+    config = row_config(divergence, jsd_beta, clip, clip_value, temperature, softcap, top_k)
+    _expect_teacher("hidden", teacher_hidden, student_hidden, config, teacher_topk_ids)
+    given = _checked_tokens(
+        student_hidden, token_mask, token_weight, sampled_ids, teacher_topk_ids,
+        teacher_topk_logprobs, config,
+    )  # fmt: skip
+    place = _place(vocab_shard, lm_head_weight.shape[0])
+    dtype = lm_head_weight.dtype
+    if torch.is_autocast_enabled(student_hidden.device.type):
+        dtype = torch.get_autocast_dtype(student_hidden.device.type)
+    weight = lm_head_weight.to(dtype)
+    bias = None if lm_head_bias is None else lm_head_bias.to(dtype)
+    with_gradient = torch.is_grad_enabled()
+    needs_head = weight.requires_grad or (bias is not None and bias.requires_grad)
+    loss, loss_T, telemetry_TK, *_ = operators.from_hidden(
         student_hidden,
-        teacher_hidden.detach(),
-        lm_head_weight,
-        tokens,
-        config,
-        _positive("chunk_size", chunk_size),
-        _row_function(implementation),
+        None if teacher_hidden is None else teacher_hidden.detach(),
+        weight,
+        bias,
+        *given,
+        *_settings(config),
+        _rows_per_chunk(chunk_size, weight.shape[0], dtype, student_hidden.device),
+        known(implementation),
+        *place,
+        with_gradient and student_hidden.requires_grad,
+        with_gradient and needs_head,
     )
     return ClippedKL(loss, _telemetry(loss_T, telemetry_TK))
 
 
 def clipped_kl_from_logits(
     student_logits: Tensor,
-    teacher_logits: Tensor,
+    teacher_logits: Tensor | None,
     *,
     divergence: str = "forward_kl",
     jsd_beta: float = 0.5,
     clip: str = "none",
     clip_value: float | None = None,
     temperature: float = 1.0,
+    softcap: float | None = None,
+    top_k: int | None = None,
+    teacher_topk_ids: Tensor | None = None,
+    teacher_topk_logprobs: Tensor | None = None,
     token_mask: Tensor | None = None,
     token_weight: Tensor | None = None,
     sampled_ids: Tensor | None = None,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
-    implementation: Implementation = "torch",
+    vocab_shard: VocabShard | None = None,
+    chunk_size: int | None = None,
+    implementation: Implementation = "auto",
 ) -> ClippedKL:
     """As `clipped_kl`, from logits [T, V] that exist already; `student_logits` gets the gradient.
 
     Holds one more [T, V] tensor, the gradient, in the dtype of `student_logits`.
     """
     _expect_matrix("student_logits", student_logits)
-    _expect_matrix("teacher_logits", teacher_logits)
-    _expect_same_shape("teacher_logits", teacher_logits, "student_logits", student_logits)
-    config = row_config(divergence, jsd_beta, clip, clip_value, temperature)
-    tokens = _Tokens.checked(
-        student_logits, token_mask, token_weight, sampled_ids, student_logits.shape[1]
-    )
-    loss, loss_T, telemetry_TK = _LogitsLoss.apply(  # type: ignore[no-untyped-call]
+    config = row_config(divergence, jsd_beta, clip, clip_value, temperature, softcap, top_k)
+    _expect_teacher("logits", teacher_logits, student_logits, config, teacher_topk_ids)
+    given = _checked_tokens(
+        student_logits, token_mask, token_weight, sampled_ids, teacher_topk_ids,
+        teacher_topk_logprobs, config,
+    )  # fmt: skip
+    num_vocab = student_logits.shape[1]
+    loss, loss_T, telemetry_TK, _ = operators.from_logits(
         student_logits,
-        teacher_logits.detach(),
-        tokens,
-        config,
-        _positive("chunk_size", chunk_size),
-        _row_function(implementation),
+        None if teacher_logits is None else teacher_logits.detach(),
+        *given,
+        *_settings(config),
+        _rows_per_chunk(chunk_size, num_vocab, student_logits.dtype, student_logits.device),
+        known(implementation),
+        *_place(vocab_shard, num_vocab),
+        torch.is_grad_enabled() and student_logits.requires_grad,
     )
     return ClippedKL(loss, _telemetry(loss_T, telemetry_TK))
-
-
-@dataclass(frozen=True, slots=True)
-class _Tokens:
-    """What is known of each token besides its logits."""
-
-    weight_T: Tensor  # 0 where masked
-    mask_T: Tensor | None
-    sampled_ids_T: Tensor | None
-
-    @classmethod
-    def checked(
-        cls,
-        rows: Tensor,
-        mask_T: Tensor | None,
-        weight_T: Tensor | None,
-        sampled_ids_T: Tensor | None,
-        num_vocab: int,
-    ) -> "_Tokens":
-        num_tokens, dtype, device = rows.shape[0], compute_dtype(rows.dtype), rows.device
-        for name, tensor in (
-            ("token_mask", mask_T),
-            ("token_weight", weight_T),
-            ("sampled_ids", sampled_ids_T),
-        ):
-            if tensor is not None and tuple(tensor.shape) != (num_tokens,):
-                raise LossArgumentError(
-                    f"{name} {tuple(tensor.shape)}: must be ({num_tokens},), one entry a token"
-                )
-        if mask_T is not None and mask_T.dtype != torch.bool:
-            raise LossArgumentError(f"token_mask {mask_T.dtype}: must be bool")
-        if sampled_ids_T is not None:
-            if sampled_ids_T.dtype not in (torch.int64, torch.int32):
-                raise LossArgumentError(f"sampled_ids {sampled_ids_T.dtype}: must be integer")
-            if mask_T is not None:
-                sampled_ids_T = sampled_ids_T.masked_fill(~mask_T, 0)  # padding ids may be -100
-            if num_tokens > 0:
-                low, high = (int(bound) for bound in sampled_ids_T.aminmax())
-                if low < 0 or high >= num_vocab:
-                    raise LossArgumentError(
-                        f"sampled_ids in [{low}, {high}]: must lie in [0, {num_vocab})"
-                    )
-        if weight_T is None:
-            kept = num_tokens if mask_T is None else int(mask_T.sum())
-            weight_T = torch.full((num_tokens,), 1.0 / max(kept, 1), dtype=dtype, device=device)
-        weight_T = weight_T.to(dtype)
-        if mask_T is not None:
-            weight_T = weight_T.masked_fill(~mask_T, 0.0)
-        return cls(weight_T, mask_T, sampled_ids_T)
-
-    def chunk(self, rows: slice) -> tuple[Tensor | None, Tensor | None]:
-        mask_R = None if self.mask_T is None else self.mask_T[rows]
-        return mask_R, None if self.sampled_ids_T is None else self.sampled_ids_T[rows]
-
-
-class _HiddenLoss(torch.autograd.Function):
-    """Hidden states to the loss; the gradient is made in the forward pass, chunk by chunk."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student_hidden_TD: Tensor,
-        teacher_hidden_TD: Tensor,
-        lm_head_weight_VD: Tensor,
-        tokens: _Tokens,
-        config: RowConfig,
-        chunk_size: int,
-        row_function: RowFunction,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        needs_hidden, _, needs_weight = ctx.needs_input_grad[:3]
-        grad_hidden_TD = torch.zeros_like(student_hidden_TD) if needs_hidden else None
-        # Chunks add up in fp32: a bf16 sum over many chunks would lose the small ones.
-        grad_weight_VD = (
-            torch.zeros_like(lm_head_weight_VD, dtype=tokens.weight_T.dtype)
-            if needs_weight
-            else None
-        )
-        loss_T, telemetry_TK = _empty_outputs(student_hidden_TD)
-        for rows in _chunks(student_hidden_TD.shape[0], chunk_size):
-            student_RD = student_hidden_TD[rows].to(lm_head_weight_VD.dtype)
-            teacher_RD = teacher_hidden_TD[rows].to(lm_head_weight_VD.dtype)
-            loss_T[rows], telemetry_TK[rows], grad_RV = row_function(
-                student_RD @ lm_head_weight_VD.T,
-                teacher_RD @ lm_head_weight_VD.T,
-                *tokens.chunk(rows),
-                config,
-            )
-            weight_R1 = tokens.weight_T[rows].unsqueeze(-1)
-            if grad_hidden_TD is not None:
-                grad_hidden_TD[rows] = ((grad_RV @ lm_head_weight_VD) * weight_R1).to(
-                    grad_hidden_TD.dtype
-                )
-            if grad_weight_VD is not None:
-                grad_weight_VD += (grad_RV * weight_R1).T @ student_RD.to(weight_R1.dtype)
-        ctx.save_for_backward(
-            grad_hidden_TD,
-            None if grad_weight_VD is None else grad_weight_VD.to(lm_head_weight_VD.dtype),
-        )
-        ctx.mark_non_differentiable(loss_T, telemetry_TK)
-        return (_weighted_sum(loss_T, tokens), loss_T, telemetry_TK)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight = (
-            None if saved is None else saved * grad_loss.to(saved.dtype)
-            for saved in ctx.saved_tensors
-        )
-        return (hidden, None, weight, None, None, None, None)
-
-
-class _LogitsLoss(torch.autograd.Function):
-    """Logits to the loss; keeps the gradient of the logits from the forward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student_logits_TV: Tensor,
-        teacher_logits_TV: Tensor,
-        tokens: _Tokens,
-        config: RowConfig,
-        chunk_size: int,
-        row_function: RowFunction,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        grad_TV = torch.empty_like(student_logits_TV) if ctx.needs_input_grad[0] else None
-        loss_T, telemetry_TK = _empty_outputs(student_logits_TV)
-        for rows in _chunks(student_logits_TV.shape[0], chunk_size):
-            loss_T[rows], telemetry_TK[rows], grad_RV = row_function(
-                student_logits_TV[rows], teacher_logits_TV[rows], *tokens.chunk(rows), config
-            )
-            if grad_TV is not None:
-                grad_TV[rows] = (grad_RV * tokens.weight_T[rows].unsqueeze(-1)).to(grad_TV.dtype)
-        ctx.save_for_backward(grad_TV)
-        ctx.mark_non_differentiable(loss_T, telemetry_TK)
-        return (_weighted_sum(loss_T, tokens), loss_T, telemetry_TK)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_TV,) = ctx.saved_tensors
-        return (grad_TV * grad_loss.to(grad_TV.dtype), None, None, None, None, None)
-
-
-def _weighted_sum(loss_T: Tensor, tokens: _Tokens) -> Tensor:
-    return (loss_T * tokens.weight_T).sum()
-
-
-def _empty_outputs(rows: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = compute_dtype(rows.dtype)
-    loss_T = torch.empty(rows.shape[0], dtype=dtype, device=rows.device)
-    return loss_T, loss_T.new_empty((rows.shape[0], len(TELEMETRY_COLUMNS)))
-
-
-def _chunks(num_tokens: int, chunk_size: int) -> list[slice]:
-    return [slice(start, start + chunk_size) for start in range(0, num_tokens, chunk_size)]
 
 
 def _telemetry(loss_T: Tensor, telemetry_TK: Tensor) -> TokenTelemetry:
@@ -334,33 +227,123 @@ def _telemetry(loss_T: Tensor, telemetry_TK: Tensor) -> TokenTelemetry:
     return TokenTelemetry(loss_T=loss_T, **columns)
 
 
-def _row_function(implementation: str) -> RowFunction:
-    if implementation == "torch":
-        return reference.clipped_kl_rows
-    if implementation == "native":
-        native.load()
-        return native.clipped_kl_rows
-    raise LossArgumentError(
-        f"implementation = {implementation!r}: must be one of 'torch', 'native'"
+def _settings(config: RowConfig) -> tuple[str, float, str, float, float, float, int]:
+    return (
+        str(config.divergence),
+        config.jsd_beta,
+        str(config.clip),
+        config.clip_value,
+        config.temperature,
+        config.softcap,
+        config.top_k,
     )
 
 
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise LossArgumentError(f"{name} = {value}: must be at least 1")
-    return value
+def _rows_per_chunk(
+    chunk_size: int | None, num_vocab: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    if chunk_size is None:
+        itemsize = 4 if widens(device, dtype) else dtype.itemsize
+        row_bytes = 2 * num_vocab * itemsize
+        return max(16, min(4096, _CHUNK_BYTES.get(device.type, 1 << 30) // row_bytes))
+    if chunk_size < 1:
+        raise LossArgumentError(f"chunk_size = {chunk_size}: must be at least 1, or None")
+    return chunk_size
+
+
+def _place(shard: VocabShard | None, num_local: int) -> tuple[list[int], str]:
+    if shard is None:
+        return [], ""
+    if shard.size != num_local:
+        raise LossArgumentError(
+            f"vocab_shard: made for {shard.size} ids of this rank, lm_head has {num_local}"
+        )
+    return [shard.start, shard.num_vocab], shard.group_name
+
+
+def _expect_teacher(
+    kind: str,
+    teacher: Tensor | None,
+    student: Tensor,
+    config: RowConfig,
+    topk_ids: Tensor | None,
+) -> None:
+    name = f"teacher_{kind}"
+    if teacher is None:
+        if topk_ids is None:
+            raise LossArgumentError(f"{name} is None: give it, or teacher_topk_ids")
+        if config.divergence is Divergence.POLICY_GRADIENT:
+            raise LossArgumentError(f"{name} is None: the policy gradient needs it")
+        return
+    if topk_ids is not None:
+        raise LossArgumentError(f"teacher_topk_ids: give either them or {name}, not both")
+    _expect_matrix(name, teacher)
+    _expect_shape(name, teacher, tuple(student.shape))
+    _expect_device(name, teacher, student)
+    if kind == "logits" and teacher.dtype != student.dtype:
+        raise LossArgumentError(f"{name} {teacher.dtype}: must be student_logits' {student.dtype}")
+
+
+def _checked_tokens(
+    rows: Tensor,
+    mask_T: Tensor | None,
+    weight_T: Tensor | None,
+    sampled_ids_T: Tensor | None,
+    topk_ids_TK: Tensor | None,
+    topk_logprobs_TK: Tensor | None,
+    config: RowConfig,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """What depends on no data: shapes, dtypes, devices. `chunks.Chunks` looks at the values."""
+    num_tokens = rows.shape[0]
+    for name, tensor in (
+        ("token_mask", mask_T),
+        ("token_weight", weight_T),
+        ("sampled_ids", sampled_ids_T),
+    ):
+        if tensor is not None:
+            _expect_shape(name, tensor, (num_tokens,), "one entry a token")
+            _expect_device(name, tensor, rows)
+    if mask_T is not None and mask_T.dtype != torch.bool:
+        raise LossArgumentError(f"token_mask {mask_T.dtype}: must be bool")
+    _expect_integers("sampled_ids", sampled_ids_T)
+    _expect_integers("teacher_topk_ids", topk_ids_TK)
+    if config.divergence is Divergence.POLICY_GRADIENT and sampled_ids_T is None:
+        raise LossArgumentError("sampled_ids is None: the policy gradient needs it")
+    if (topk_ids_TK is None) != (topk_logprobs_TK is None):
+        raise LossArgumentError("teacher_topk_ids and teacher_topk_logprobs: give both or neither")
+    if topk_ids_TK is not None and topk_logprobs_TK is not None:
+        if topk_ids_TK.dim() != 2 or topk_ids_TK.shape[0] != num_tokens:
+            raise LossArgumentError(
+                f"teacher_topk_ids {tuple(topk_ids_TK.shape)}: must be ({num_tokens}, k)"
+            )
+        _expect_shape("teacher_topk_logprobs", topk_logprobs_TK, tuple(topk_ids_TK.shape))
+        _expect_device("teacher_topk_ids", topk_ids_TK, rows)
+        _expect_device("teacher_topk_logprobs", topk_logprobs_TK, rows)
+    weight_T = None if weight_T is None else weight_T.detach().to(compute_dtype(rows.dtype))
+    return mask_T, weight_T, sampled_ids_T, topk_ids_TK, topk_logprobs_TK
 
 
 def _expect_matrix(name: str, tensor: Tensor) -> None:
-    if tensor.dim() != 2 or not tensor.is_floating_point():
+    if tensor.dim() != 2 or not tensor.is_floating_point() or tensor.shape[1] == 0:
         raise LossArgumentError(
-            f"{name} {tuple(tensor.shape)} {tensor.dtype}: must be a floating-point matrix"
+            f"{name} {tuple(tensor.shape)} {tensor.dtype}: must be a floating-point matrix with at "
+            "least one column"
         )
 
 
-def _expect_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    if tensor.shape != other.shape or tensor.device != other.device:
+def _expect_shape(name: str, tensor: Tensor, shape: tuple[int, ...], what: str = "") -> None:
+    if tuple(tensor.shape) != shape:
+        because = f", {what}" if what else ""
+        raise LossArgumentError(f"{name} {tuple(tensor.shape)}: must be {shape}{because}")
+
+
+def _expect_device(name: str, tensor: Tensor, student: Tensor) -> None:
+    if tensor.device != student.device:
         raise LossArgumentError(
-            f"{name} {tuple(tensor.shape)} on {tensor.device}: must match {other_name} "
-            f"{tuple(other.shape)} on {other.device}"
+            f"{name} on {tensor.device}: must be on the student's device, {student.device}"
         )
+
+
+def _expect_integers(name: str, tensor: Tensor | None) -> None:
+    if tensor is not None and tensor.dtype not in (torch.int64, torch.int32):
+        raise LossArgumentError(f"{name} {tensor.dtype}: must be integer")

@@ -16,11 +16,18 @@ class Divergence(StrEnum):
     REVERSE_KL = "reverse_kl"
     """sum_v p_S log(p_S / p_T): seeks one of the teacher's modes."""
     JSD = "jsd"
-    """beta KL(p_T || m) + (1 - beta) KL(p_S || m) with m = beta p_T + (1 - beta) p_S."""
+    """beta KL(p_T || m) + (1 - beta) KL(p_S || m) with m = beta p_T + (1 - beta) p_S; beta = 0 means
+    forward_kl and beta = 1 reverse_kl, as in generalised knowledge distillation (arXiv 2306.13649)."""
+    POLICY_GRADIENT = "policy_gradient"
+    """log(p_S / p_T) of the sampled token alone, an unbiased estimate of the reverse KL, as the
+    weight of the policy gradient of log p_S: cheap, and noisy."""
 
 
 class Clip(StrEnum):
-    """How the share e[v] of one vocabulary entry in the divergence is bounded by c."""
+    """How the share e[v] of one vocabulary entry in the divergence is bounded by c.
+
+    For the policy gradient both bound the weight of the sampled token to [-c, c].
+    """
 
     NONE = "none"
     """Not at all."""
@@ -39,6 +46,8 @@ class RowConfig:
     clip: Clip
     clip_value: float  # +inf where clip is NONE
     temperature: float
+    softcap: float = 0.0  # 0: none
+    top_k: int = 0  # 0: the whole vocabulary
 
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -53,22 +62,41 @@ def _choice(kind: type[Choice], name: str, value: str) -> Choice:
 
 
 def row_config(
-    divergence: str, jsd_beta: float, clip: str, clip_value: float | None, temperature: float
+    divergence: str,
+    jsd_beta: float,
+    clip: str,
+    clip_value: float | None,
+    temperature: float,
+    softcap: float | None = None,
+    top_k: int | None = None,
 ) -> RowConfig:
     """Checks the settings; raises `LossArgumentError` (a ValueError) that names the wrong one."""
     kind = _choice(Divergence, "divergence", divergence)
     mode = _choice(Clip, "clip", clip)
     if not (temperature > 0 and math.isfinite(temperature)):
         raise LossArgumentError(f"temperature = {temperature}: must be finite and above 0")
-    if kind is Divergence.JSD and not 0 < jsd_beta < 1:
+    if kind is Divergence.JSD:
+        if not 0 <= jsd_beta <= 1:
+            raise LossArgumentError(f"jsd_beta = {jsd_beta}: must lie in [0, 1]")
+        if jsd_beta in (0, 1):
+            kind = Divergence.FORWARD_KL if jsd_beta == 0 else Divergence.REVERSE_KL
+    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+        raise LossArgumentError(f"softcap = {softcap}: must be finite and above 0, or None")
+    if top_k is not None and top_k < 1:
+        raise LossArgumentError(f"top_k = {top_k}: must be at least 1, or None")
+    if top_k is not None and kind is Divergence.POLICY_GRADIENT:
         raise LossArgumentError(
-            f"jsd_beta = {jsd_beta}: must lie inside (0, 1); "
-            "use forward_kl or reverse_kl for the limits"
+            f"top_k = {top_k}: the policy gradient looks at the sampled token only; leave it out"
         )
-    if mode is Clip.NONE:
-        return RowConfig(kind, jsd_beta, mode, math.inf, temperature)
-    if clip_value is None or not clip_value > 0:
-        raise LossArgumentError(
-            f"clip_value = {clip_value}: clip={str(mode)!r} needs a value above 0, in nats"
-        )
-    return RowConfig(kind, jsd_beta, mode, float(clip_value), temperature)
+    bound = math.inf
+    if mode is not Clip.NONE:
+        if clip_value is None or not clip_value > 0:
+            raise LossArgumentError(
+                f"clip_value = {clip_value}: clip={str(mode)!r} needs a value above 0, in nats"
+            )
+        bound = float(clip_value)
+    elif clip_value is not None and not clip_value > 0:
+        raise LossArgumentError(f"clip_value = {clip_value}: must be above 0, in nats, or None")
+    return RowConfig(
+        kind, float(jsd_beta), mode, bound, float(temperature), softcap or 0.0, top_k or 0
+    )

@@ -1,0 +1,124 @@
+"""A vocabulary spread over ranks gives what one rank with all of it gives.
+
+Shape suffixes: T tokens, V vocabulary, D hidden size.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from opsd.trainer.errors import LossArgumentError
+from opsd.trainer.loss import VocabShard, clipped_kl, clipped_kl_from_logits, native
+
+IMPLEMENTATIONS = ("torch", "native") if native.is_available() else ("torch",)
+VOCAB = 37
+CASES: list[dict[str, Any]] = [
+    {"divergence": divergence, "jsd_beta": 0.3, "clip": clip, "clip_value": c, "softcap": cap}
+    for divergence in ("forward_kl", "reverse_kl", "jsd")
+    for clip, c, cap in (("none", None, None), ("clamp", 0.02, None), ("scale", 0.02, 6.0))
+]
+CASES += [
+    {"divergence": "policy_gradient", "clip": "clamp", "clip_value": 0.5},
+    {"divergence": "forward_kl", "top_k": 9, "clip": "clamp", "clip_value": 0.05},
+    {"divergence": "jsd", "top_k": 30},
+    {"divergence": "forward_kl", "support": True},
+]
+
+
+def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 5, 6, generator=generator)
+    weight = torch.randn(VOCAB, 6, generator=generator)
+    bias = torch.randn(VOCAB, generator=generator)
+    bias[:5] = -math.inf  # a part of the vocabulary, and on three ranks a whole shard, is masked
+    return student, teacher, weight, bias
+
+
+def results(case: dict[str, Any], implementation: str, rows: slice, shard: Any) -> list[Tensor]:
+    student, teacher, weight, bias = inputs()
+    student.requires_grad_()
+    weight.requires_grad_()
+    arguments = dict(case, implementation=implementation, temperature=1.2, vocab_shard=shard)
+    arguments["sampled_ids"] = torch.tensor([5, 17, 36, 9, 20])
+    with_teacher: Tensor | None = teacher
+    if arguments.pop("support", False):
+        logits = ((teacher @ weight.T + bias) / 1.2).log_softmax(-1).detach()
+        top = logits.topk(4, dim=-1)
+        arguments |= {"teacher_topk_ids": top.indices, "teacher_topk_logprobs": top.values}
+        with_teacher = None
+    local = weight.detach()[rows].requires_grad_()
+    out = clipped_kl(
+        student, with_teacher, local, lm_head_bias=bias[rows], chunk_size=2, **arguments
+    )
+    gradients = torch.autograd.grad(out.loss, (student, local))
+    found = [out.loss.detach(), gradients[0], gradients[1]]
+    found += [getattr(out.telemetry, name) for name in out.telemetry.__slots__]
+    if with_teacher is not None:
+        logits = (student @ weight.T + bias).detach()[:, rows].requires_grad_()
+        teacher_logits = (teacher @ weight.T + bias).detach()[:, rows]
+        again = clipped_kl_from_logits(logits, teacher_logits, **arguments)
+        found += [again.loss.detach(), torch.autograd.grad(again.loss, logits)[0].T]
+    return found
+
+
+def worker(rank: int, sizes: list[int], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(sizes)
+    )
+    shard = VocabShard.over(None, sizes[rank], torch.device("cpu"))
+    assert (shard.start, shard.num_vocab) == (sum(sizes[:rank]), VOCAB)
+    rows = slice(shard.start, shard.start + shard.size)
+    found = [
+        [results(case, implementation, rows, shard) for case in CASES]
+        for implementation in IMPLEMENTATIONS
+    ]
+    message = ""
+    try:
+        spoiled = torch.zeros(sizes[rank], 6)
+        spoiled[0, 0] = math.nan if rank == len(sizes) - 1 else 0.0
+        clipped_kl(torch.ones(2, 6), torch.ones(2, 6), spoiled, vocab_shard=shard)
+    except LossArgumentError as error:
+        message = str(error)
+    torch.save((found, message), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("sizes", [[20, 17], [3, 33, 1]], ids=["two ranks", "three ranks"])
+def test_ranks_agree_with_one(sizes: list[int], tmp_path: Path) -> None:
+    mp.spawn(worker, (sizes, str(tmp_path)), nprocs=len(sizes))
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(sizes))]
+    for which, implementation in enumerate(IMPLEMENTATIONS):
+        for number, case in enumerate(CASES):
+            want = results(case, implementation, slice(None), None)
+            found = [rank[0][which][number] for rank in ranks]
+            for place, whole in enumerate(want):
+                parts = [rank[place] for rank in found]
+                # Gradients of lm_head and of logits are each rank's own part; the rest is shared.
+                if place in (2, len(want) - 1) and whole.shape[0] == VOCAB:
+                    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-6)
+                    continue
+                for part in parts:
+                    assert torch.equal(part, parts[0])
+                    torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_nan_on_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
+    mp.spawn(worker, ([20, 17], str(tmp_path)), nprocs=2)
+    messages = [torch.load(tmp_path / f"{rank}.pt")[1] for rank in range(2)]
+    assert "lm_head_weight[0, 0]" in messages[1]
+    assert "another rank" in messages[0]
+
+
+def test_a_shard_that_does_not_fit_is_named() -> None:
+    student, teacher, weight, _ = inputs()
+    with pytest.raises(LossArgumentError, match="vocab_shard"):
+        clipped_kl(student, teacher, weight, vocab_shard=VocabShard("0", 0, 20, VOCAB))
+    with pytest.raises(LossArgumentError, match="not initialised"):
+        VocabShard.over(None, 5, torch.device("cpu"))

@@ -1,0 +1,19 @@
+// The row kernel for processors with AVX2; row_kernel.cpp asks the processor first.
+
+#if defined(__x86_64__)
+
+#include "row_kernel.h"
+
+#pragma GCC target("avx2,fma,f16c")
+
+namespace opsd {
+namespace {
+#define OPSD_LANES 8
+#include "row_kernel_impl.h"
+}  // namespace
+
+RowKernels row_kernels_avx2(Format format) { return kernels_for(format); }
+
+}  // namespace opsd
+
+#endif

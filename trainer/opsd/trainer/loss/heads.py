@@ -1,0 +1,79 @@
+"""The products with lm_head: hidden states to logits, and their gradient back.
+
+Shape suffixes: R rows of one chunk, S rows of student and teacher, V vocabulary (of this shard),
+D hidden size.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from opsd.trainer.loss import native
+
+_WIDE_BYTES = 1 << 25
+"""Memory for the part of lm_head that is widened at a time."""
+
+
+class Head:
+    """lm_head over chunks of rows; keeps the memory of a chunk's logits for the next one.
+
+    The products run in the weight's dtype and so do the logits, with one exception: a processor
+    that has no bf16 or fp16 arithmetic of its own multiplies several times faster in fp32, so there
+    the weight is widened part by part, and the logits are fp32.
+
+    Args:
+        weight: [V, D].
+        bias: [V] or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.widened = widens(weight.device, weight.dtype)
+        self.dtype = torch.float32 if self.widened else weight.dtype
+        self._logits = weight.new_empty(0, dtype=self.dtype)
+        self._wide = weight.new_empty(0, dtype=self.dtype)
+
+    def logits(self, student_RD: Tensor, teacher_RD: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """[R, V] of the student and the teacher, from one product; the next call overwrites them."""
+        rows = len(student_RD)
+        parts = [student_RD] if teacher_RD is None else [student_RD, teacher_RD]
+        hidden_SD = torch.cat([part.to(self.weight.dtype) for part in parts]).to(self.dtype)
+        if self._logits.shape[0] < len(hidden_SD):
+            self._logits = self._logits.new_empty((len(hidden_SD), self.weight.shape[0]))
+        logits_SV = self._logits[: len(hidden_SD)]
+        for part, weight_PD in self._parts():
+            torch.mm(hidden_SD, weight_PD.T, out=logits_SV[:, part])
+        if self.bias is not None:
+            logits_SV += self.bias
+        return logits_SV[:rows], None if teacher_RD is None else logits_SV[rows:]
+
+    def hidden_gradient(self, grad_RV: Tensor) -> Tensor:
+        """[R, D] from the gradient of the logits."""
+        if not self.widened:
+            return grad_RV @ self.weight
+        grad_RD = grad_RV.new_zeros((len(grad_RV), self.weight.shape[1]))
+        for part, weight_PD in self._parts():
+            grad_RD.addmm_(grad_RV[:, part], weight_PD)
+        return grad_RD
+
+    def _parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """The weight in the products' dtype, a slice of the vocabulary at a time."""
+        if not self.widened:
+            yield slice(None), self.weight
+            return
+        num_vocab, size = self.weight.shape
+        step = max(1024, _WIDE_BYTES // (size * self.dtype.itemsize))
+        if self._wide.numel() == 0:
+            self._wide = self._wide.new_empty((min(step, num_vocab), size))
+        for start in range(0, num_vocab, step):
+            part = slice(start, min(start + step, num_vocab))
+            yield part, self._wide[: part.stop - start].copy_(self.weight[part])
+
+
+def widens(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products of this dtype run in fp32 on this device."""
+    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return dtype == torch.float16 or not native.cpu_has_bf16()
