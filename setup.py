@@ -167,7 +167,9 @@ def trainer_library() -> Extension:
 
 def compiled() -> dict[str, Any]:
     """Arguments of setup() that need torch. Asking for metadata alone must work without it."""
-    if {"egg_info", "dist_info", "--version", "--name", "clean", "compile_cuda"} & set(sys.argv[1:]):
+    if {"egg_info", "dist_info", "--version", "--name", "clean", "compile_cuda"} & set(
+        sys.argv[1:]
+    ):
         return {}
     from torch.utils.cpp_extension import BuildExtension
 
@@ -199,7 +201,12 @@ setup(
     # MANIFEST.in is about the source distribution: no C++ source goes into a wheel.
     include_package_data=False,
     ext_modules=extra.get("ext_modules", []),
-    cmdclass={"build": Build, "build_proto": BuildProto, "compile_cuda": CompileCuda, **extra.get("cmdclass", {})},
+    cmdclass={
+        "build": Build,
+        "build_proto": BuildProto,
+        "compile_cuda": CompileCuda,
+        **extra.get("cmdclass", {}),
+    },
     # One wheel for CPython 3.11 and later.
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

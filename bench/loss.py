@@ -7,12 +7,13 @@ student's hidden states. The same numbers go into each implementation:
   opsd       clipped_kl, clip="clamp"
   published  the formula as it stands: log_softmax, kl_div, clamp, sum, in fp32, left to autograd
   trl        TRL's ChunkedDivergenceFunction, forward KL (it cannot clip)
-  liger      Liger-Kernel: on a GPU its fused linear JSD, on a CPU its chunked LigerFusedLinearJSDLoss;
-             forward KL (it cannot clip)
+  liger      Liger-Kernel, forward KL (it cannot clip): on a GPU its fused linear JSD, on a CPU its
+             chunked LigerFusedLinearJSDLoss, which makes the weight's gradient too
 
-Every measurement is a process of its own, so that peak memory is its own; implementations take turns
-(ABCABC…), and the median over the rounds counts. Peak memory is what is there at most above weights
-and hidden states. The peers are not among opsd's dependencies: without them their rows say so.
+Every measurement is a process of its own, so that peak memory is its own; implementations take
+turns (ABCABC…), and the median over the rounds counts. Peak memory is what is there at most above
+weights and hidden states. The peers are not among opsd's dependencies: without them their rows say
+so.
 
     pip install --no-deps -r bench/loss-peers.txt
     python bench/loss.py [--device cpu|cuda] [--cases 1024x256,…] [--rounds 1] [--json FILE]
@@ -79,7 +80,9 @@ def steps(name: str, student: Any, teacher: Any, weight: Any) -> Step:
 
         return published
     if name == "trl":
-        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+        from trl.kernels.chunked_divergence import (
+            ChunkedDivergenceFunction,
+        )
 
         def trl() -> None:
             divergence, _ = ChunkedDivergenceFunction.apply(
@@ -123,7 +126,8 @@ def measure(name: str, device: str, size: int, tokens: int, repeats: int) -> dic
     generator = torch.Generator().manual_seed(0)
     # Made in parts, so that making them is not the peak.
     weight = torch.empty(V, size, dtype=torch.bfloat16, device=device)
-    for part in weight.split(4096):
+    for start in range(0, V, 4096):
+        part = weight[start : start + 4096]
         part.copy_(torch.randn(part.shape, generator=generator) * size**-0.5)
     hidden = torch.randn(2, tokens, size, generator=generator).bfloat16().to(device)
     student, teacher = hidden[0].clone().requires_grad_(), hidden[1].clone()
@@ -153,7 +157,7 @@ class Memory:
         if self._cuda is not None:
             self._cuda.synchronize()
             self._cuda.reset_peak_memory_stats()
-            self._start = self._cuda.memory_allocated()
+            self._start = int(self._cuda.memory_allocated())
         else:
             Path("/proc/self/clear_refs").write_text("5")  # forgets the process's own peak
             self._start = _status_bytes("VmRSS")
@@ -161,7 +165,7 @@ class Memory:
     def peak_bytes(self) -> int:
         if self._cuda is not None:
             self._cuda.synchronize()
-            return self._cuda.max_memory_allocated() - self._start
+            return int(self._cuda.max_memory_allocated()) - self._start
         return _status_bytes("VmHWM") - self._start
 
 
@@ -228,7 +232,8 @@ def table_line(row: dict[str, Any]) -> str:
     if "seconds" not in row:
         return f"{where} {row['note']}"
     return (
-        f"{where} {row['seconds']:>9.4f} {row['ratio_to_floor']:>9.2f} {row['ratio_to_opsd']:>8.2f} "
+        f"{where} {row['seconds']:>9.4f} {row['ratio_to_floor']:>9.2f} "
+        f"{row['ratio_to_opsd']:>8.2f} "
         f"{row['peak_extra_bytes'] / 2**20:>10.0f}"
     )
 
@@ -255,7 +260,9 @@ def main() -> None:
         "256 tokens on a CPU, where the others take most of an hour",
     )
     parser.add_argument("--rounds", type=int, default=None, help="default: 3 on a GPU, 1 on a CPU")
-    parser.add_argument("--repeats", type=int, default=None, help="default: 10 on a GPU, 2 on a CPU")
+    parser.add_argument(
+        "--repeats", type=int, default=None, help="default: 10 on a GPU, 2 on a CPU"
+    )
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--measure", default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()

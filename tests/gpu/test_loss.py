@@ -1,4 +1,4 @@
-"""The CUDA kernels against float64, and that they keep memory small. Skips where there is no GPU."""
+"""The CUDA kernels against float64, and their use of memory. Skips where there is no GPU."""
 
 import itertools
 from typing import Any
@@ -39,9 +39,7 @@ def test_rows_equal_float64(vocab: int, dtype: torch.dtype) -> None:
         config = row_config(divergence, beta, clip, c, 1.1, cap)
         want = reference.clipped_kl_rows(student.double(), teacher.double(), ids, config)
         for overwrite in (False, True):
-            got = native.clipped_kl_rows(
-                student.clone(), teacher, ids, config, overwrite=overwrite
-            )
+            got = native.clipped_kl_rows(student.clone(), teacher, ids, config, overwrite=overwrite)
             torch.testing.assert_close(got.loss_R.double(), want.loss_R, rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(
                 got.telemetry_RK.double(), want.telemetry_RK, rtol=2e-5, atol=5e-6
@@ -121,7 +119,9 @@ def test_memory_does_not_grow_with_the_tokens() -> None:
         teacher = torch.randn_like(student)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        clipped_kl(student, teacher, weight, chunk_size=256, implementation="native").loss.backward()  # type: ignore[no-untyped-call]
+        clipped_kl(
+            student, teacher, weight, chunk_size=256, implementation="native"
+        ).loss.backward()  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated() - before
 
     chunk = 2 * 256 * 151_936 * 2

@@ -45,6 +45,7 @@ def play(scenario: str, spec: dict, out: Path, events, num_steps: int) -> None: 
             misbehave(scenario, events)
         time.sleep(STEP_S)
         metrics = {"loss": 1.0 / step, "generated_tokens": str(100 * step)}
+        metrics["loss_implementation"] = "native-avx2" if step > 1 else "torch"
         write(events, kind="step", step=step, num_steps=num_steps, metrics=metrics)
     finish(scenario, spec, out, num_steps)
 

@@ -19,6 +19,7 @@ from opsd.daemon.errors import (
     NotReadyError,
     StateError,
 )
+from opsd.daemon.runs.metrics import run_loss_implementation
 from opsd.daemon.runs.processes import run_processes
 from opsd.daemon.types.adapters import AdapterState
 from opsd.daemon.types.gate import GateVerdict
@@ -39,6 +40,8 @@ async def test_a_run_goes_from_trigger_to_a_persons_decision(lab: Lab) -> None:
     assert "pass" in run.reason
     assert (run.step, run.num_steps, run.generated_tokens, run.num_pairs) == (3, 3, 300, 40)
     assert json.loads(run.metrics_json)["loss"] == 0.25
+    samples = [one for metric in run_loss_implementation.collect() for one in metric.samples]
+    assert [(one.labels["implementation"], one.value) for one in samples] == [("native-avx2", 1.0)]
     assert (run.eval_done, run.eval_total, run.launches) == (4, 4, 1)
     assert run.candidate == lab.store.list_adapters()[0].name
     assert run.incumbent_at_start == "base"

@@ -11,6 +11,7 @@ import torch
 
 from opsd.trainer import failpoints
 from opsd.trainer.adapter_io import content_digest
+from opsd.trainer.loss import in_use
 from opsd.v1 import training_pb2
 
 OPTIM = {
@@ -45,6 +46,7 @@ def test_a_run_succeeds_and_tells_its_story(make_run: MakeRun, train: Train) -> 
         assert metrics.loss == pytest.approx(metrics.divergence)
         assert metrics.loss > 0
         assert metrics.teacher_entropy > 0
+        assert metrics.loss_implementation == in_use("cpu")
         assert metrics.grad_norm > 0
         parts = metrics.rollout_s + metrics.forward_s + metrics.backward_s
         assert 0 < parts <= metrics.step_s

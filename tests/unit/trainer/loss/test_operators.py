@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from opsd.trainer.errors import NativeUnavailableError
 from opsd.trainer.loss import choose, clipped_kl, clipped_kl_from_logits, native
 
 IMPLEMENTATIONS = ("torch", "native") if native.is_available() else ("torch",)
@@ -26,11 +27,25 @@ def test_opcheck_from_hidden(implementation: str) -> None:
     student, teacher, weight = inputs()
     mask = torch.tensor([True, True, False, True, True, True])
     ids = torch.arange(6)
-    for bias, tokens in ((None, (None,) * 5), (torch.ones(17), (mask, torch.ones(6), ids, None, None))):
+    some = (mask, torch.ones(6), ids, None, None)
+    for bias, tokens in ((None, (None,) * 5), (torch.ones(17), some)):
         torch.library.opcheck(
             torch.ops.opsd.clipped_kl_from_hidden.default,
-            (student, teacher, weight, bias, *tokens, *SETTINGS, 4, implementation, [], "", True, False),
-        )  # fmt: skip
+            (
+                student,
+                teacher,
+                weight,
+                bias,
+                *tokens,
+                *SETTINGS,
+                4,
+                implementation,
+                [],
+                "",
+                True,
+                False,
+            ),
+        )
     head = weight.clone().requires_grad_()
     torch.library.opcheck(
         torch.ops.opsd.clipped_kl_from_hidden.default,
@@ -77,14 +92,20 @@ def test_opcheck_of_the_stages() -> None:
 def test_a_full_graph_of_torch_compile(implementation: str) -> None:
     def step(student: Tensor, teacher: Tensor, weight: Tensor, mask: Tensor) -> Any:
         out = clipped_kl(
-            student * 2, teacher, weight, clip="scale", clip_value=0.02, token_mask=mask,
+            student * 2,
+            teacher,
+            weight,
+            clip="scale",
+            clip_value=0.02,
+            token_mask=mask,
             implementation=implementation,  # type: ignore[arg-type]
         )
         logits = clipped_kl_from_logits(
-            student @ weight.T, teacher @ weight.T, implementation=implementation  # type: ignore[arg-type]
+            student @ weight.T,
+            teacher @ weight.T,
+            implementation=implementation,  # type: ignore[arg-type]
         )
         return out.loss + logits.loss, out.telemetry.divergence_T
-    # fmt: skip
 
     student, teacher, weight = inputs()
     mask = torch.arange(6) != 2
@@ -173,7 +194,7 @@ def test_plain_pytorch_serves_where_nothing_is_built_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def not_built() -> None:
-        raise choose.NativeUnavailableError("opsd.trainer._C does not load")
+        raise NativeUnavailableError("opsd.trainer._C does not load")
 
     monkeypatch.setattr(native, "load", not_built)
     choose._say_once.cache_clear()

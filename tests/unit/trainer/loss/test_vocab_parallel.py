@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from opsd.trainer.errors import LossArgumentError
 from opsd.trainer.loss import VocabShard, clipped_kl, clipped_kl_from_logits, native
@@ -92,7 +92,7 @@ def worker(rank: int, sizes: list[int], folder: str) -> None:
 
 @pytest.mark.parametrize("sizes", [[20, 17], [3, 33, 1]], ids=["two ranks", "three ranks"])
 def test_ranks_agree_with_one(sizes: list[int], tmp_path: Path) -> None:
-    mp.spawn(worker, (sizes, str(tmp_path)), nprocs=len(sizes))
+    spawn(worker, (sizes, str(tmp_path)), nprocs=len(sizes))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(sizes))]
     for which, implementation in enumerate(IMPLEMENTATIONS):
         for number, case in enumerate(CASES):
@@ -110,7 +110,7 @@ def test_ranks_agree_with_one(sizes: list[int], tmp_path: Path) -> None:
 
 
 def test_a_nan_on_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
-    mp.spawn(worker, ([20, 17], str(tmp_path)), nprocs=2)
+    spawn(worker, ([20, 17], str(tmp_path)), nprocs=2)
     messages = [torch.load(tmp_path / f"{rank}.pt")[1] for rank in range(2)]
     assert "lm_head_weight[0, 0]" in messages[1]
     assert "another rank" in messages[0]

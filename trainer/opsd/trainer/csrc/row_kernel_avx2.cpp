@@ -4,7 +4,11 @@
 
 #include "row_kernel.h"
 
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
 #pragma GCC target("avx2,fma,f16c")
+#endif
 
 namespace opsd {
 namespace {
@@ -15,5 +19,9 @@ namespace {
 RowKernels row_kernels_avx2(Format format) { return kernels_for(format); }
 
 }  // namespace opsd
+
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
 
 #endif

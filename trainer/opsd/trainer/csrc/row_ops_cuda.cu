@@ -11,10 +11,20 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include "row_ops.h"
+
+// A test compiles this file as plain C++, with CUDA's own names made of fibers: see
+// tests/unit/trainer/loss/cuda_on_cpu. It sets these four.
+#ifndef OPSD_CUDA_KEY
+#define OPSD_CUDA_KEY CUDA
+#define OPSD_CUDA_THREADS 512
+#define OPSD_CUDA_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define OPSD_CUDA_CLUSTERS
+#endif
+#endif
 
 namespace opsd {
 namespace {
@@ -39,7 +49,7 @@ OPSD_FN float log_one_plus(float u) { return log1pf(u); }
 
 #include "row_math.h"
 
-constexpr int kThreads = 512;
+constexpr int kThreads = OPSD_CUDA_THREADS;
 constexpr int kWarps = kThreads / 32;
 constexpr int kMostBlocks = 8;  // in a cluster; what every sm_90 device can hold
 
@@ -106,7 +116,8 @@ OPSD_FN double merge(double a, double b) {
 
 // values[i] over all threads of the row's blocks; every thread receives the result.
 template <bool kGreatest, int kCount>
-OPSD_FN void reduce(double (&values)[kCount], Shared& shared, int which, int blocks) {
+OPSD_FN void reduce(double (&values)[kCount], Shared& shared, [[maybe_unused]] int which,
+                    [[maybe_unused]] int blocks) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
@@ -123,7 +134,7 @@ OPSD_FN void reduce(double (&values)[kCount], Shared& shared, int which, int blo
     shared.found[which][threadIdx.x] = x;
     shared.total[threadIdx.x] = x;
   }
-#if __CUDA_ARCH__ >= 900
+#ifdef OPSD_CUDA_CLUSTERS
   if (blocks > 1) {
     const cg::cluster_group cluster = cg::this_cluster();
     cluster.sync();
@@ -314,7 +325,7 @@ OPSD_FN void fill(const Slice<format>& slice, float x, typename Memory<format>::
 template <Format format, Divergence divergence, Stage stage>
 __global__ void __launch_bounds__(kThreads) row_kernel(const Arguments a) {
   using Element = typename Memory<format>::Element;
-  extern __shared__ __align__(16) unsigned char on_chip[];
+  OPSD_CUDA_DYNAMIC_SHARED(on_chip);
   __shared__ Shared shared;
   const RowSettings& set = a.set;
   const int64_t row = blockIdx.x / a.blocks;
@@ -396,7 +407,7 @@ __global__ void __launch_bounds__(kThreads) row_kernel(const Arguments a) {
   } else {
     fill(slice, static_cast<float>(nan_of()), grad);
   }
-#if __CUDA_ARCH__ >= 900
+#ifdef OPSD_CUDA_CLUSTERS
   // No block's shared memory may go away while another one reads it.
   if (a.blocks > 1) cg::this_cluster().sync();
 #endif
@@ -413,6 +424,18 @@ int attribute(cudaDeviceAttr name, int device) {
   expect(cudaDeviceGetAttribute(&value, name, device));
   return value;
 }
+
+// Launches go to the tensors' device.
+struct OnDevice {
+  explicit OnDevice(int device) {
+    expect(cudaGetDevice(&before));
+    expect(cudaSetDevice(device));
+  }
+  ~OnDevice() { cudaSetDevice(before); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+  int before = 0;
+};
 
 // Blocks of a row, and the bytes of shared memory that each needs to keep its slice (0: it cannot).
 struct Plan {
@@ -437,7 +460,7 @@ Plan plan_of(const Logits& logits, int device) {
 template <Format format, Divergence divergence, Stage stage>
 void launch_kernel(const Logits& logits, Arguments a) {
   const int device = logits.student.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(logits.student.get_device_index());
+  const OnDevice here(device);
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "no CUDA stream");
   const Plan plan = stage == Stage::kFused ? plan_of(logits, device) : Plan{1, 0};
@@ -590,7 +613,7 @@ void softmax_gradient_(Tensor student, Tensor normalisers, Tensor coefficients, 
 }  // namespace
 }  // namespace opsd
 
-STABLE_TORCH_LIBRARY_IMPL(opsd, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(opsd, OPSD_CUDA_KEY, m) {
   m.impl("clipped_kl_rows", TORCH_BOX(&opsd::clipped_kl_rows));
   m.impl("clipped_kl_rows_", TORCH_BOX(&opsd::clipped_kl_rows_));
   m.impl("kl_normalisers", TORCH_BOX(&opsd::kl_normalisers));

@@ -49,8 +49,9 @@ class Chunks:
         settings: tuple[str, float, str, float, float, float, int],
         how: tuple[str, int, list[int], str],
     ) -> None:
-        divergence, jsd_beta, clip, *rest = settings
-        self._config = RowConfig(Divergence(divergence), jsd_beta, Clip(clip), *rest)
+        divergence, jsd_beta, clip, clip_value, temperature, softcap, top_k = settings
+        kind, mode = Divergence(divergence), Clip(clip)
+        self._config = RowConfig(kind, jsd_beta, mode, clip_value, temperature, softcap, top_k)
         implementation, self._chunk_size, place, group_name = how
         self._implementation = choose.chosen(implementation, tokens.device, logits_dtype)
         self.shard = VocabShard(group_name, place[0], num_local, place[1]) if place else None
@@ -115,9 +116,7 @@ class Chunks:
             if given.topk_ids_TK is not None and given.topk_logprobs_TK is not None:
                 support = sparse.Support(given.topk_ids_TK[index], given.topk_logprobs_TK[index])
             return sparse.top_k_rows(how, student_RV, teacher_RV, support, ids_R, config, shard)
-        return how.clipped_kl_rows(
-            student_RV, teacher_RV, ids_R, config, shard, overwrite=True
-        )
+        return how.clipped_kl_rows(student_RV, teacher_RV, ids_R, config, shard, overwrite=True)
 
     def _weights(self) -> Tensor:
         """[T] in the compute dtype, 0 where masked."""
@@ -145,9 +144,7 @@ class Chunks:
                         f"sampled_ids in [{low}, {high}]: must lie in [0, {num_vocab})"
                     )
         if given.topk_ids_TK is not None and given.topk_logprobs_TK is not None:
-            sparse.check_support(
-                given.topk_ids_TK[index], given.topk_logprobs_TK[index], num_vocab
-            )
+            sparse.check_support(given.topk_ids_TK[index], given.topk_logprobs_TK[index], num_vocab)
 
     def _what_is_wrong(
         self, index: Index, loss_R: Tensor, named: Mapping[str, Tensor | None]

@@ -16,8 +16,9 @@ class Divergence(StrEnum):
     REVERSE_KL = "reverse_kl"
     """sum_v p_S log(p_S / p_T): seeks one of the teacher's modes."""
     JSD = "jsd"
-    """beta KL(p_T || m) + (1 - beta) KL(p_S || m) with m = beta p_T + (1 - beta) p_S; beta = 0 means
-    forward_kl and beta = 1 reverse_kl, as in generalised knowledge distillation (arXiv 2306.13649)."""
+    """beta KL(p_T || m) + (1 - beta) KL(p_S || m) with m = beta p_T + (1 - beta) p_S; beta = 0
+    means forward_kl and beta = 1 reverse_kl, as in generalised knowledge distillation (arXiv
+    2306.13649)."""
     POLICY_GRADIENT = "policy_gradient"
     """log(p_S / p_T) of the sampled token alone, an unbiased estimate of the reverse KL, as the
     weight of the policy gradient of log p_S: cheap, and noisy."""

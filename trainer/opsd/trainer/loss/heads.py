@@ -13,10 +13,14 @@ from opsd.trainer.loss import native
 
 _WIDE_BYTES = 1 << 25
 """Memory for the part of lm_head that is widened at a time."""
+_spare: dict[tuple[str, torch.dtype], Tensor] = {}
 
 
 class Head:
     """lm_head over chunks of rows; keeps the memory of a chunk's logits for the next one.
+
+    On the CPU it is kept for the next call too: touching that much new memory costs as much time
+    as the loss itself.
 
     The products run in the weight's dtype and so do the logits, with one exception: a processor
     that has no bf16 or fp16 arithmetic of its own multiplies several times faster in fp32, so there
@@ -32,17 +36,18 @@ class Head:
         self.bias = bias
         self.widened = widens(weight.device, weight.dtype)
         self.dtype = torch.float32 if self.widened else weight.dtype
-        self._logits = weight.new_empty(0, dtype=self.dtype)
-        self._wide = weight.new_empty(0, dtype=self.dtype)
+        self._logits_S = self._take("logits")
+        self._wide_S = self._take("weight")
 
     def logits(self, student_RD: Tensor, teacher_RD: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """[R, V] of the student and the teacher, from one product; the next call overwrites them."""
+        """[R, V] of student and teacher, from one product; the next call overwrites them."""
         rows = len(student_RD)
         parts = [student_RD] if teacher_RD is None else [student_RD, teacher_RD]
         hidden_SD = torch.cat([part.to(self.weight.dtype) for part in parts]).to(self.dtype)
-        if self._logits.shape[0] < len(hidden_SD):
-            self._logits = self._logits.new_empty((len(hidden_SD), self.weight.shape[0]))
-        logits_SV = self._logits[: len(hidden_SD)]
+        shape = (len(hidden_SD), self.weight.shape[0])
+        if self._logits_S.numel() < shape[0] * shape[1]:
+            self._logits_S = self._logits_S.new_empty(shape[0] * shape[1])
+        logits_SV = self._logits_S[: shape[0] * shape[1]].view(shape)
         for part, weight_PD in self._parts():
             torch.mm(hidden_SD, weight_PD.T, out=logits_SV[:, part])
         if self.bias is not None:
@@ -65,11 +70,25 @@ class Head:
             return
         num_vocab, size = self.weight.shape
         step = max(1024, _WIDE_BYTES // (size * self.dtype.itemsize))
-        if self._wide.numel() == 0:
-            self._wide = self._wide.new_empty((min(step, num_vocab), size))
+        if self._wide_S.numel() < min(step, num_vocab) * size:
+            self._wide_S = self._wide_S.new_empty(min(step, num_vocab) * size)
         for start in range(0, num_vocab, step):
             part = slice(start, min(start + step, num_vocab))
-            yield part, self._wide[: part.stop - start].copy_(self.weight[part])
+            wide_S = self._wide_S[: (part.stop - start) * size]
+            yield part, wide_S.view(-1, size).copy_(self.weight[part])
+
+    def close(self) -> None:
+        """Leaves the memory to the next head; the logits are gone."""
+        if self.weight.device.type == "cpu":
+            _spare["logits", self.dtype], _spare["weight", self.dtype] = (
+                self._logits_S,
+                self._wide_S,
+            )
+
+    def _take(self, what: str) -> Tensor:
+        # Taken out, so that two heads at work never share it.
+        spare = _spare.pop((what, self.dtype), None) if self.weight.device.type == "cpu" else None
+        return self.weight.new_empty(0, dtype=self.dtype) if spare is None else spare
 
 
 def widens(device: torch.device, dtype: torch.dtype) -> bool:

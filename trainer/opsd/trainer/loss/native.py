@@ -6,6 +6,7 @@ without data, the backward) is registered here, once.
 
 import functools
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,7 @@ def clipped_kl_rows(
     settings = _settings(config)
     ops = torch.ops.opsd
     if shard is None and not overwrite:
-        return Rows(
-            *ops.clipped_kl_rows(
-                student_logits_RV, teacher_logits_RV, ids_R, *settings
-            )
-        )
+        return Rows(*ops.clipped_kl_rows(student_logits_RV, teacher_logits_RV, ids_R, *settings))
     scale = grad_scale(student_logits_RV.dtype)
     if shard is None:
         loss_R, telemetry_RK = ops.clipped_kl_rows_(
@@ -127,14 +124,10 @@ def clipped_kl_rows(
     )
     local_R = None if ids_R is None else shard.local(ids_R)
     sums_RK = shard.sum_(
-        ops.kl_sums(
-            student_logits_RV, teacher_logits_RV, normalisers_RN, local_R, *settings
-        )
+        ops.kl_sums(student_logits_RV, teacher_logits_RV, normalisers_RN, local_R, *settings)
     )
     grad_RV = student_logits_RV if overwrite else student_logits_RV.clone()
-    ops.kl_gradient_(
-        grad_RV, teacher_logits_RV, normalisers_RN, sums_RK, *settings, scale
-    )
+    ops.kl_gradient_(grad_RV, teacher_logits_RV, normalisers_RN, sums_RK, *settings, scale)
     columns = sums_RK.float()
     return Rows(columns[:, 0], columns[:, 1 : 1 + len(TELEMETRY_COLUMNS)], grad_RV, scale)
 
@@ -212,7 +205,7 @@ def _fake_nothing(*_: Any) -> None:
     return None
 
 
-_FAKES = {
+_FAKES: dict[str, Callable[..., Any]] = {
     "clipped_kl_rows": _fake_rows,
     "clipped_kl_rows_": _fake_overwritten,
     "kl_normalisers": _fake_normalisers,

@@ -1,8 +1,8 @@
 """The loss as two operators of torch: from hidden states, and from logits.
 
 Each makes loss, telemetry and gradient in its forward call, a chunk of rows at a time, so that
-nothing of the size tokens × vocabulary outlives a chunk; its backward is a product. To torch.compile
-they are opaque, so they work inside a full graph.
+nothing of the size tokens × vocabulary outlives a chunk; its backward is a product. To
+torch.compile they are opaque, so they work inside a full graph.
 
 Shape suffixes: T tokens, R rows of one chunk, V vocabulary (of this shard), D hidden size.
 """
@@ -57,11 +57,11 @@ def from_hidden(
     )
     head = Head(lm_head_weight, lm_head_bias)
     # Chunks add up in fp32: a bf16 sum over many chunks would lose the small ones.
-    sums = {"dtype": compute_dtype(lm_head_weight.dtype), "device": lm_head_weight.device}
+    sums = lm_head_weight.new_zeros(0, dtype=compute_dtype(lm_head_weight.dtype))
     grad_hidden_TD = student_hidden.new_zeros(student_hidden.shape if needs_hidden else (0,))
-    grad_weight_VD = torch.zeros(lm_head_weight.shape if needs_head else (0,), **sums)
+    grad_weight_VD = sums.new_zeros(lm_head_weight.shape if needs_head else (0,))
     num_bias = 0 if lm_head_bias is None or not needs_head else len(lm_head_bias)
-    grad_bias_V = torch.zeros(num_bias, **sums)
+    grad_bias_V = sums.new_zeros(num_bias)
     named = {
         "student_hidden": student_hidden,
         "teacher_hidden": teacher_hidden,
@@ -80,6 +80,7 @@ def from_hidden(
             grad_weight_VD += weighted_RV.T @ student_RD.to(weighted_RV.dtype)
             if num_bias:
                 grad_bias_V += weighted_RV.sum(0)
+    head.close()
     if chunks.shard is not None and needs_hidden:
         chunks.shard.sum_(grad_hidden_TD)
     dtype = lm_head_weight.dtype

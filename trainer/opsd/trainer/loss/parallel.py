@@ -1,19 +1,23 @@
 """A vocabulary that is spread over ranks: only numbers per row cross the wire.
 
-Every rank holds some rows of lm_head and the same hidden states. Greatest logit, normaliser and sums
-of a row are exchanged, so that an entry is clipped by the value that it has in the whole
+Every rank holds some rows of lm_head and the same hidden states. Greatest logit, normaliser and
+sums of a row are exchanged, so that an entry is clipped by the value that it has in the whole
 vocabulary; its logits and its gradient never leave the rank.
 
 Shape suffixes: R rows of a chunk, N normaliser columns.
 """
 
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from opsd.trainer.errors import LossArgumentError
+
+# An operator of torch takes no process group, but its name.
+_groups: WeakValueDictionary[str, dist.ProcessGroup] = WeakValueDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,13 @@ class VocabShard:
         dist.all_gather(sizes, torch.tensor([size], device=device), group=group)
         counts = [int(count) for count in sizes]
         rank = group.rank()
+        _groups[group.group_name] = group
         return cls(group.group_name, sum(counts[:rank]), size, sum(counts))
 
     @property
     def group(self) -> dist.ProcessGroup:
         """The process group of this name."""
-        return dist.distributed_c10d._resolve_process_group(self.group_name)
+        return _groups[self.group_name]
 
     def sum_(self, values: Tensor) -> Tensor:
         """Adds up over the ranks, in place."""

@@ -69,7 +69,7 @@ def normalisers(
     config: RowConfig,
 ) -> Tensor:
     """See `RowImplementation.normalisers`."""
-    halves = []
+    halves: list[Tensor] = []
     for logits_RV in (student_logits_RV, teacher_logits_RV):
         if logits_RV is None:
             halves.append(torch.zeros_like(halves[0]))
@@ -118,9 +118,7 @@ def entries(s: Tensor, t: Tensor, config: RowConfig) -> tuple[Tensor, Tensor]:
     return beta * _times(q, t - mixture) + slope, slope
 
 
-def clip_entries(
-    entry: Tensor, slope: Tensor, config: RowConfig
-) -> tuple[Tensor, Tensor, Tensor]:
+def clip_entries(entry: Tensor, slope: Tensor, config: RowConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Entries and derivatives after clipping, and which entries were over c."""
     over = entry > config.clip_value
     if config.clip is Clip.NONE:

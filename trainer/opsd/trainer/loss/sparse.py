@@ -90,9 +90,7 @@ def top_k_rows(
     sampled_R1 = None if sampled_ids_R is None else sampled_ids_R.long().unsqueeze(-1)
     teacher_at_R = None
     if teacher_RV is not None:
-        teacher_RN = combined(
-            rows.normalisers(teacher_RV, None, config), config.temperature, shard
-        )
+        teacher_RN = combined(rows.normalisers(teacher_RV, None, config), config.temperature, shard)
         if sampled_R1 is not None:
             picked_R1 = _picked(teacher_RV, sampled_R1, config, shard)
             teacher_at_R = _log_prob(picked_R1, teacher_RN[:, :3], config).squeeze(-1)
@@ -105,11 +103,11 @@ def top_k_rows(
     t_RB = torch.cat([support.logprobs_RK.double(), tail_R.unsqueeze(-1)], dim=-1)
 
     named_RK = _picked(student_RV, ids_RK, config, shard)
-    sampled_logit_R1 = None if sampled_R1 is None else _picked(student_RV, sampled_R1, config, shard)
-    _blank_(student_RV, ids_RK, shard)
-    rest_RN = combined(
-        rows.normalisers(student_RV, None, config), config.temperature, shard
+    sampled_logit_R1 = (
+        None if sampled_R1 is None else _picked(student_RV, sampled_R1, config, shard)
     )
+    _blank_(student_RV, ids_RK, shard)
+    rest_RN = combined(rows.normalisers(student_RV, None, config), config.temperature, shard)
     norm_RN = _with(rest_RN, named_RK, config)
     s_RB = torch.cat(
         [
@@ -152,7 +150,7 @@ def top_k_rows(
 
 
 def check_support(ids_TK: Tensor, logprobs_TK: Tensor, num_vocab: int) -> None:
-    """Raises for ids outside the vocabulary or twice in a row, and for what is no log-probability."""
+    """Raises for ids outside the vocabulary or twice in a row, and for no log-probabilities."""
     if ids_TK.numel() == 0:
         return
     low, high = (int(bound) for bound in ids_TK.aminmax())
@@ -201,9 +199,7 @@ def _own_support(
     capped_RK = soft_capped(logits_RK.double(), config.softcap)
     others_RV = teacher_RV.clone()
     _blank_(others_RV, ids_RK, shard)
-    tail_RN = combined(
-        rows.normalisers(others_RV, None, config), config.temperature, shard
-    )
+    tail_RN = combined(rows.normalisers(others_RV, None, config), config.temperature, shard)
     return Support(ids_RK, _log_prob(capped_RK, teacher_RN[:, :3], config)), tail_RN
 
 
@@ -222,9 +218,7 @@ def _blank_(logits_RV: Tensor, ids_RK: Tensor, shard: VocabShard | None) -> None
     _put_(logits_RV, ids_RK, torch.full_like(ids_RK, -torch.inf, dtype=logits_RV.dtype), shard)
 
 
-def _put_(
-    target_RV: Tensor, ids_RK: Tensor, values_RK: Tensor, shard: VocabShard | None
-) -> None:
+def _put_(target_RV: Tensor, ids_RK: Tensor, values_RK: Tensor, shard: VocabShard | None) -> None:
     """target[r, ids[r, k]] = values[r, k] for the ids of this shard."""
     ids_RK = ids_RK if shard is None else shard.local(ids_RK)
     row_RK = torch.arange(len(ids_RK), device=ids_RK.device).unsqueeze(-1).expand_as(ids_RK)
@@ -273,8 +267,6 @@ def _entropy(norm_R3: Tensor) -> Tensor:
     return norm_R3[:, 1].log() - norm_R3[:, 2] / norm_R3[:, 1]
 
 
-def _rows(
-    loss_R: Tensor, telemetry_RK: Tensor, grad_RV: Tensor, scale: float
-) -> Rows:
+def _rows(loss_R: Tensor, telemetry_RK: Tensor, grad_RV: Tensor, scale: float) -> Rows:
     dtype = compute_dtype(grad_RV.dtype)
     return Rows(loss_R.to(dtype), telemetry_RK.to(dtype), grad_RV, scale)
