@@ -13,7 +13,6 @@ typedef float Floats __attribute__((vector_size(kLanes * 4)));
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
-typedef _Float16 Float16s __attribute__((vector_size(kLanes * 2)));
 
 constexpr float kInfinity = __builtin_inff();
 constexpr int kFlush = 32;  // vectors summed in fp32 before they go into an fp64 sum
@@ -110,10 +109,30 @@ struct Memory<Format::kBFloat16> {
 
 template <>
 struct Memory<Format::kFloat16> {
-  using Element = _Float16;
-  using Vector = Float16s;
-  static Floats widen(Vector x) { return __builtin_convertvector(x, Floats); }
-  static Vector narrow(Floats x) { return __builtin_convertvector(x, Float16s); }
+  // In whole numbers: not every compiler has the type.
+  using Element = uint16_t;
+  using Vector = Halves;
+  static Floats widen(Vector x) {
+    const Words bits = __builtin_convertvector(x, Words);
+    const Words size = bits & 0x7fffu;
+    const Words normal = (size << 13) + (112u << 23);
+    const Words special = (size << 13) | 0x7f800000u;
+    const Floats subnormal = __builtin_convertvector(size, Floats) * 5.9604644775390625e-8f;
+    Words wide = size >= 0x7c00u ? special : normal;
+    wide = size < 0x0400u ? (Words)subnormal : wide;
+    return (Floats)(wide | ((bits & 0x8000u) << 16));
+  }
+  static Vector narrow(Floats x) {
+    const Words bits = (Words)x;
+    const Words size = bits & 0x7fffffffu;
+    const Words normal = (size + 0xfffu + ((size >> 13) & 1u) - (112u << 23)) >> 13;
+    // Adding 1/2 leaves a subnormal's bits, rounded, at the end of the sum's.
+    const Words subnormal = (Words)((Floats)size + 0.5f) - 0x3f000000u;
+    Words half = size < 0x38800000u ? subnormal : normal;
+    half = size >= 0x477ff000u ? Words{} + 0x7c00u : half;
+    half = size > 0x7f800000u ? Words{} + 0x7e00u : half;
+    return __builtin_convertvector(half | ((bits >> 16) & 0x8000u), Halves);
+  }
 };
 
 // What is beyond the row's end reads as -inf: an entry of probability 0.

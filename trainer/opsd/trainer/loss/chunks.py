@@ -55,6 +55,7 @@ class Chunks:
         implementation, self._chunk_size, place, group_name = how
         self._implementation = choose.chosen(implementation, tokens.device, logits_dtype)
         self.shard = VocabShard(group_name, place[0], num_local, place[1]) if place else None
+        self._logits_dtype = logits_dtype
         self._num_tokens = len(tokens)
         self._kept_T = None if given.mask_T is None else given.mask_T.nonzero().squeeze(-1)
         self._given = given
@@ -80,7 +81,6 @@ class Chunks:
         index: Index,
         student_RV: Tensor,
         teacher_RV: Tensor | None,
-        named: Mapping[str, Tensor | None],
     ) -> tuple[Tensor, Tensor]:
         """Computes these tokens; `student_RV` may be overwritten.
 
@@ -88,19 +88,26 @@ class Chunks:
             index: of the tokens.
             student_RV: contiguous logits.
             teacher_RV: logits, or None where `given` has the teacher's greatest entries.
-            named: the arguments that a NaN could have come from, by name.
 
         Returns:
             The gradient of the logits (in their dtype, [R, V]) and what to multiply it by ([R, 1]).
         """
         out = self._rows(index, student_RV, teacher_RV)
-        if bool(out.loss_R.isnan().any()):
-            raise LossArgumentError(self._what_is_wrong(index, out.loss_R, named))
         self.loss_T[index], self.telemetry_TK[index] = out.loss_R, out.telemetry_RK
         return out.grad_student_logits_RV, self._weight_T[index].unsqueeze(-1) / out.grad_scale
 
-    def loss(self) -> Tensor:
-        """Sum over tokens of weight times loss."""
+    def loss(self, **inputs: Tensor | None) -> Tensor:
+        """Sum over tokens of weight times loss, once all chunks are done.
+
+        Args:
+            inputs: the arguments that a NaN could have come from, by name.
+
+        Raises:
+            LossArgumentError: a token has no loss; names the argument and the place.
+        """
+        # Once, at the end: on a GPU every look at a value waits for all work before it.
+        if bool(self.loss_T.isnan().any()):
+            raise LossArgumentError(self._what_is_wrong(inputs))
         return (self.loss_T * self._weight_T).sum()
 
     def _rows(self, index: Index, student_RV: Tensor, teacher_RV: Tensor | None) -> Rows:
@@ -146,12 +153,9 @@ class Chunks:
         if given.topk_ids_TK is not None and given.topk_logprobs_TK is not None:
             sparse.check_support(given.topk_ids_TK[index], given.topk_logprobs_TK[index], num_vocab)
 
-    def _what_is_wrong(
-        self, index: Index, loss_R: Tensor, named: Mapping[str, Tensor | None]
-    ) -> str:
-        row = _first(loss_R.isnan())
-        token = row + index.start if isinstance(index, slice) else int(index[row])
-        for name, tensor in named.items():
+    def _what_is_wrong(self, inputs: Mapping[str, Tensor | None]) -> str:
+        token = _first(self.loss_T.isnan())
+        for name, tensor in inputs.items():
             if tensor is None:
                 continue
             if name.startswith("lm_head"):
@@ -172,7 +176,7 @@ class Chunks:
         elsewhere = "" if self.shard is None else ", or the input of another rank is not finite"
         return (
             f"student_hidden[{token}] or teacher_hidden[{token}]: the logits overflow "
-            f"{loss_R.dtype}{elsewhere}"
+            f"{self._logits_dtype}{elsewhere}"
         )
 
 

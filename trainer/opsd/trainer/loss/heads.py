@@ -11,7 +11,7 @@ from torch import Tensor
 
 from opsd.trainer.loss import native
 
-_WIDE_BYTES = 1 << 25
+_WIDE_BYTES = 1 << 27
 """Memory for the part of lm_head that is widened at a time."""
 _spare: dict[tuple[str, torch.dtype], Tensor] = {}
 

@@ -62,16 +62,10 @@ def from_hidden(
     grad_weight_VD = sums.new_zeros(lm_head_weight.shape if needs_head else (0,))
     num_bias = 0 if lm_head_bias is None or not needs_head else len(lm_head_bias)
     grad_bias_V = sums.new_zeros(num_bias)
-    named = {
-        "student_hidden": student_hidden,
-        "teacher_hidden": teacher_hidden,
-        "lm_head_weight": lm_head_weight,
-        "lm_head_bias": lm_head_bias,
-    }
     for index in chunks:
         student_RD = student_hidden[index]
         teacher_RD = None if teacher_hidden is None else teacher_hidden[index]
-        grad_RV, weight_R1 = chunks.rows(index, *head.logits(student_RD, teacher_RD), named)
+        grad_RV, weight_R1 = chunks.rows(index, *head.logits(student_RD, teacher_RD))
         if needs_hidden:
             grad_RD = head.hidden_gradient(grad_RV) * weight_R1
             grad_hidden_TD[index] = grad_RD.to(grad_hidden_TD.dtype)
@@ -85,7 +79,13 @@ def from_hidden(
         chunks.shard.sum_(grad_hidden_TD)
     dtype = lm_head_weight.dtype
     gradients = (grad_hidden_TD, grad_weight_VD.to(dtype), grad_bias_V.to(dtype))
-    return (chunks.loss(), chunks.loss_T, chunks.telemetry_TK, *gradients)
+    loss = chunks.loss(
+        student_hidden=student_hidden,
+        teacher_hidden=teacher_hidden,
+        lm_head_weight=lm_head_weight,
+        lm_head_bias=lm_head_bias,
+    )
+    return (loss, chunks.loss_T, chunks.telemetry_TK, *gradients)
 
 
 @from_hidden.register_fake
@@ -161,15 +161,15 @@ def from_logits(
         (implementation, chunk_size, shard, group_name),
     )
     grad_TV = student_logits.new_zeros(student_logits.shape if needs_logits else (0,))
-    named = {"student_logits": student_logits, "teacher_logits": teacher_logits}
     for index in chunks:
         # A copy that the gradient may overwrite.
         student_RV = student_logits[index].clone(memory_format=torch.contiguous_format)
         teacher_RV = None if teacher_logits is None else teacher_logits[index]
-        grad_RV, weight_R1 = chunks.rows(index, student_RV, teacher_RV, named)
+        grad_RV, weight_R1 = chunks.rows(index, student_RV, teacher_RV)
         if needs_logits:
             grad_TV[index] = (grad_RV * weight_R1).to(grad_TV.dtype)
-    return chunks.loss(), chunks.loss_T, chunks.telemetry_TK, grad_TV
+    loss = chunks.loss(student_logits=student_logits, teacher_logits=teacher_logits)
+    return loss, chunks.loss_T, chunks.telemetry_TK, grad_TV
 
 
 @from_logits.register_fake
