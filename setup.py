@@ -153,7 +153,7 @@ def trainer_library() -> Extension:
     library: Extension = kind(
         "opsd.trainer._C",
         [str(source) for source in sources],
-        depends=[str(header) for header in sorted(CSRC.glob("*.h"))],
+        depends=[str(header) for header in sorted([*CSRC.glob("*.h"), *CSRC.glob("*.cuh")])],
         extra_compile_args=flags,
         py_limited_api=True,
     )

@@ -165,7 +165,8 @@ def clipped_kl(
         weight,
         bias,
         *given,
-        *_settings(config),
+        *config.arguments(),
+        config.top_k,
         _rows_per_chunk(chunk_size, weight.shape[0], dtype, student_hidden.device),
         known(implementation),
         *place,
@@ -211,7 +212,8 @@ def clipped_kl_from_logits(
         student_logits,
         None if teacher_logits is None else teacher_logits.detach(),
         *given,
-        *_settings(config),
+        *config.arguments(),
+        config.top_k,
         _rows_per_chunk(chunk_size, num_vocab, student_logits.dtype, student_logits.device),
         known(implementation),
         *_place(vocab_shard, num_vocab),
@@ -225,18 +227,6 @@ def _telemetry(loss_T: Tensor, telemetry_TK: Tensor) -> TokenTelemetry:
         f"{name}_T": telemetry_TK[:, column] for column, name in enumerate(TELEMETRY_COLUMNS)
     }
     return TokenTelemetry(loss_T=loss_T, **columns)
-
-
-def _settings(config: RowConfig) -> tuple[str, float, str, float, float, float, int]:
-    return (
-        str(config.divergence),
-        config.jsd_beta,
-        str(config.clip),
-        config.clip_value,
-        config.temperature,
-        config.softcap,
-        config.top_k,
-    )
 
 
 def _rows_per_chunk(

@@ -50,6 +50,11 @@ class RowConfig:
     softcap: float = 0.0  # 0: none
     top_k: int = 0  # 0: the whole vocabulary
 
+    def arguments(self) -> tuple[str, float, str, float, float, float]:
+        """All but `top_k`, as the operators take them."""
+        kind, mode = str(self.divergence), str(self.clip)
+        return (kind, self.jsd_beta, mode, self.clip_value, self.temperature, self.softcap)
+
 
 Choice = TypeVar("Choice", bound=StrEnum)
 

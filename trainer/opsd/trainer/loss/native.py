@@ -107,7 +107,7 @@ def clipped_kl_rows(
     """As `reference.clipped_kl_rows`, in fp32, bf16 or fp16."""
     check(student_logits_RV, teacher_logits_RV)
     ids_R = None if sampled_ids_R is None else sampled_ids_R.long()
-    settings = _settings(config)
+    settings = config.arguments()
     ops = torch.ops.opsd
     if shard is None and not overwrite:
         return Rows(*ops.clipped_kl_rows(student_logits_RV, teacher_logits_RV, ids_R, *settings))
@@ -168,17 +168,6 @@ def softmax_gradient_(
 def grad_scale(dtype: torch.dtype) -> float:
     """What the gradient of the logits is written times: 1 / V would underflow in fp16."""
     return 1024.0 if dtype == torch.float16 else 1.0
-
-
-def _settings(config: RowConfig) -> tuple[str, float, str, float, float, float]:
-    return (
-        str(config.divergence),
-        config.jsd_beta,
-        str(config.clip),
-        config.clip_value,
-        config.temperature,
-        config.softcap,
-    )
 
 
 def _fake_rows(student: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:

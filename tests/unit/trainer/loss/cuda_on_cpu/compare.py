@@ -23,17 +23,6 @@ def pair(rows: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return both[0].to(dtype), both[1].to(dtype)
 
 
-def arguments(config: RowConfig) -> tuple[str, float, str, float, float, float]:
-    return (
-        str(config.divergence),
-        config.jsd_beta,
-        str(config.clip),
-        config.clip_value,
-        config.temperature,
-        config.softcap,
-    )
-
-
 def check(got: Rows, want: Rows, dtype: torch.dtype) -> None:
     torch.testing.assert_close(got.loss_R.double(), want.loss_R, rtol=2e-5, atol=2e-6)
     torch.testing.assert_close(got.telemetry_RK.double(), want.telemetry_RK, rtol=5e-5, atol=1e-5)
@@ -47,7 +36,7 @@ def compare(vocab: int, dtype: torch.dtype, config: RowConfig) -> None:
     student, teacher = pair(3, vocab, dtype)
     ids = torch.tensor([0, vocab - 1, vocab // 5])
     want = reference.clipped_kl_rows(student.double(), teacher.double(), ids, config)
-    settings = arguments(config)
+    settings = config.arguments()
     check(Rows(*ops.clipped_kl_rows(student, teacher, ids, *settings)), want, dtype)
     again = Rows(*ops.clipped_kl_rows(student, teacher, ids, *settings))
     assert torch.equal(again.loss_R, ops.clipped_kl_rows(student, teacher, ids, *settings)[0])
@@ -85,7 +74,7 @@ def compare_poison(vocab: int) -> None:
             student, teacher = pair(3, vocab, torch.float32)
             teacher[1, place] = poison
             config = row_config("forward_kl", 0.5, "none", None, 1.0, cap)
-            loss, _, grad = ops.clipped_kl_rows(student, teacher, None, *arguments(config))
+            loss, _, grad = ops.clipped_kl_rows(student, teacher, None, *config.arguments())
             assert loss.isnan().tolist() == [False, True, False]
             assert grad.isnan().any(-1).tolist() == [False, True, False]
 
