@@ -408,6 +408,14 @@ def test_a_good_configuration_has_no_problem(tmp_path: Path) -> None:
         ({"OPSD_MODEL__MAX_MODEL_LEN": "64"}, "leaves no room for a prompt"),
         ({"OPSD_TRAINING__OPTIM__WARMUP_STEPS": "101"}, "more than training.optim.num_steps (100)"),
         ({"OPSD_TRAINING__OPTIM__ADAM_BETA2": "0"}, "adam_beta2: is 0"),
+        ({"OPSD_TRAINING__OBJECTIVE__EPISTEMIC_WORDS": '["?"]'}, "epistemic_words: holds '?'"),
+        (
+            {
+                "OPSD_TRAINING__OBJECTIVE__DIVERGENCE": "policy_gradient",
+                "OPSD_TRAINING__OBJECTIVE__TOP_K": "3",
+            },
+            "objective.top_k: 3 does not go",
+        ),
         ({"OPSD_TRAINING__PROMPT__STUDENT_TEMPLATE": "Solve:"}, "lacks {{problem}}"),
         ({"OPSD_TRAINING__PROMPT__TEACHER_TEMPLATE": "{problem}"}, "lacks {{solution}}"),
         (
@@ -450,3 +458,8 @@ def test_an_unwritable_state_directory(tmp_path: Path) -> None:
 def test_the_reference_page_is_up_to_date() -> None:
     page = (ROOT / "docs/reference/config.md").read_text()
     assert page == reference.render(), "run python -m opsd.daemon.config.reference"
+
+
+def test_a_home_that_is_not_there_is_a_path_like_others(tmp_path: Path) -> None:
+    loaded = load_config(write(tmp_path, template(model_path="~nobody-here/model")), {})
+    assert loaded.config.model.path == str(tmp_path / "~nobody-here/model")

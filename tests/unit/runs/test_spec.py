@@ -101,6 +101,12 @@ def test_what_is_the_daemons_cannot_be_overridden(field: str) -> None:
         ('{"heartbeat_interval_s": 300}', "runs.stall_timeout_s = 300 is killed"),
         ('{"optim": {"num_steps": 3}}', "optim.warmup_steps is 5, more than optim.num_steps = 3"),
         ('{"optim": {"adam_beta1": 0}}', "must be above 0"),
+        (
+            '{"objective": {"divergence": "DIVERGENCE_POLICY_GRADIENT", "top_k": 4}}',
+            "objective.top_k must be 0",
+        ),
+        ('{"objective": {"epistemic_words": ["hmm", " "]}}', "epistemic_words holds ' '"),
+        ('{"objective": {"epistemic_weight": 1.5}}', "epistemic_weight .*less than or equal to 1"),
         ('{"prompt": {"teacher_template": "{problem}"}}', "lacks {solution}"),
         ('{"prompt": {"student_template": "solve!"}}', "student_template lacks {problem}"),
         ('{"prompt": {"student_template": "{problem}{solution}"}}', "never sees it"),
@@ -109,6 +115,19 @@ def test_what_is_the_daemons_cannot_be_overridden(field: str) -> None:
 def test_bad_overrides_name_the_field_and_the_fix(overrides: str, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         builder().resolve(overrides)
+
+
+def test_words_of_doubt_and_the_forms_of_the_loss_reach_the_trainer() -> None:
+    objective = build().objective
+    assert "wait" in objective.epistemic_words
+    assert objective.HasField("epistemic_weight")
+    assert objective.epistemic_weight == 1
+    shielded = build(
+        '{"objective": {"epistemic_weight": 0, "epistemic_words": ["ähm"], "top_k": 50}}'
+    ).objective
+    assert shielded.HasField("epistemic_weight")
+    assert (shielded.epistemic_weight, shielded.top_k) == (0, 50)
+    assert list(shielded.epistemic_words) == ["ähm"]
 
 
 def test_the_incumbent_teaches_or_goes_on_only_where_there_is_one() -> None:

@@ -36,6 +36,7 @@ def objective(network: StudentTeacher, micro_batch_size: int, **fields: Any) -> 
         "divergence": training_pb2.DIVERGENCE_FORWARD_KL,
         "clip_mode": training_pb2.CLIP_MODE_NONE,
         "jsd_beta": 0.5,
+        "epistemic_weight": 1.0,
     } | fields
     return Objective(
         network, training_pb2.ObjectiveSpec(**settings), 1.3, micro_batch_size, lambda: None

@@ -24,6 +24,7 @@ _DIVERGENCES = {
     training_pb2.DIVERGENCE_FORWARD_KL: Divergence.FORWARD_KL,
     training_pb2.DIVERGENCE_REVERSE_KL: Divergence.REVERSE_KL,
     training_pb2.DIVERGENCE_JSD: Divergence.JSD,
+    training_pb2.DIVERGENCE_POLICY_GRADIENT: Divergence.POLICY_GRADIENT,
 }
 _CLIPS = {
     training_pb2.CLIP_MODE_NONE: Clip.NONE,
@@ -40,6 +41,8 @@ class Answer:
     teacher_prompt: tuple[int, ...]
     response: tuple[int, ...]
     truncated: bool
+    epistemic: tuple[bool, ...] = ()
+    """For each token of the response whether it is of an epistemic word; empty: none is."""
 
 
 @dataclass(slots=True)
@@ -54,6 +57,8 @@ class StepSums:
     tokens: float = 0.0
     sequences: float = 0.0
     truncated: float = 0.0
+    epistemic_tokens: float = 0.0
+    epistemic_divergence: float = 0.0
 
     def as_tensor(self, device: torch.device) -> Tensor:
         """fp64, in the order of the fields."""
@@ -99,6 +104,8 @@ class Objective:
         self._jsd_beta = objective.jsd_beta
         self._clip = _CLIPS[objective.clip_mode]
         self._clip_value = None if self._clip is Clip.NONE else objective.clip_value
+        self._top_k = objective.top_k or None
+        self._epistemic_weight = objective.epistemic_weight
         self._temperature = temperature
         self._micro_batch_size = micro_batch_size
         self._on_progress = on_progress
@@ -119,8 +126,9 @@ class Objective:
         for start in range(0, len(ordered), self._micro_batch_size):
             batch = ordered[start : start + self._micro_batch_size]
             began = time.perf_counter()
-            out = self._loss(batch, num_sequences)
-            _add(sums, out)
+            marks_T = torch.tensor([mark for s in batch for mark in _marks(s)])
+            out = self._loss(batch, marks_T, num_sequences)
+            _add(sums, out, marks_T)
             forwarded = time.perf_counter()
             out.loss.backward()  # type: ignore[no-untyped-call]
             durations.forward_s += forwarded - began
@@ -128,14 +136,15 @@ class Objective:
             self._on_progress()
         return sums
 
-    def _loss(self, batch: Sequence[Answer], num_sequences: int) -> ClippedKL:
+    def _loss(self, batch: Sequence[Answer], marks_T: Tensor, num_sequences: int) -> ClippedKL:
         device = self._network.head_weight_VD.device
         responses = [s.response for s in batch]
         ids_BL, positions_T = _right_padded([s.teacher_prompt for s in batch], responses, device)
         teacher_TD = self._network.teacher_hidden_BLD(ids_BL).flatten(0, 1)[positions_T]
         ids_BL, positions_T = _right_padded([s.student_prompt for s in batch], responses, device)
         student_TD = self._network.student_hidden_BLD(ids_BL).flatten(0, 1)[positions_T]
-        weights = [1 / (len(r) * num_sequences) for r in responses for _ in r]
+        weights_T = torch.tensor([1 / (len(r) * num_sequences) for r in responses for _ in r])
+        weights_T = torch.where(marks_T, weights_T * self._epistemic_weight, weights_T)
         return clipped_kl(
             student_TD,
             teacher_TD,
@@ -145,7 +154,8 @@ class Objective:
             clip=self._clip,
             clip_value=self._clip_value,
             temperature=self._temperature,
-            token_weight=torch.tensor(weights, device=device),
+            top_k=self._top_k,
+            token_weight=weights_T.to(device),
             sampled_ids=torch.tensor([t for r in responses for t in r], device=device),
         )
 
@@ -167,7 +177,11 @@ def _right_padded(
     return torch.tensor(rows, device=device), torch.tensor(positions, device=device)
 
 
-def _add(sums: StepSums, out: ClippedKL) -> None:
+def _marks(answer: Answer) -> tuple[bool, ...]:
+    return answer.epistemic or (False,) * len(answer.response)
+
+
+def _add(sums: StepSums, out: ClippedKL, marks_T: Tensor) -> None:
     telemetry = out.telemetry
     values = torch.stack(
         [
@@ -185,3 +199,6 @@ def _add(sums: StepSums, out: ClippedKL) -> None:
     sums.student_entropy += student
     sums.teacher_entropy += teacher
     sums.tokens += values.shape[1]
+    sums.epistemic_tokens += int(marks_T.sum())
+    marked_T = telemetry.divergence_T[marks_T.to(telemetry.divergence_T.device)]
+    sums.epistemic_divergence += float(marked_T.double().sum())

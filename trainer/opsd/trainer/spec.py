@@ -7,6 +7,7 @@ from absent (0, "") takes the default listed in `_DEFAULTS`.
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,8 @@ def fill_defaults(spec: training_pb2.RunSpec) -> None:
         owner, field = _owner(spec, name)
         if not getattr(owner, field):
             setattr(owner, field, default)
+    if not spec.objective.HasField("epistemic_weight"):
+        spec.objective.epistemic_weight = 1.0
     if not spec.lora.target_modules:
         spec.lora.target_modules.extend(DEFAULT_TARGET_MODULES)
 
@@ -155,6 +158,25 @@ def _check_objective(spec: training_pb2.RunSpec) -> None:
         objective.divergence != training_pb2.DIVERGENCE_JSD or 0 < objective.jsd_beta < 1,
         "must lie inside (0, 1) for DIVERGENCE_JSD",
     )
+    _require(
+        spec,
+        "objective.top_k",
+        objective.divergence != training_pb2.DIVERGENCE_POLICY_GRADIENT or objective.top_k == 0,
+        "must be 0 for DIVERGENCE_POLICY_GRADIENT, which looks at the sampled token only",
+    )
+    _require(
+        spec,
+        "objective.epistemic_weight",
+        0 <= objective.epistemic_weight <= 1,
+        "must lie in [0, 1]; 1 treats these tokens as all others",
+    )
+    for word in objective.epistemic_words:
+        _require(
+            spec,
+            "objective.epistemic_words",
+            bool(re.search(r"\w", word)) and word == word.strip(),
+            f"must be words or phrases without space around them, not {word!r}",
+        )
     _require(
         spec,
         "objective.clip_value",
@@ -229,7 +251,8 @@ def _owner(spec: training_pb2.RunSpec, name: str) -> tuple[Any, str]:
 def _value(spec: training_pb2.RunSpec, name: str) -> Any:
     owner, field = _owner(spec, name)
     value = getattr(owner, field)
-    return list(value) if name == "lora.target_modules" else value
+    repeated = ("lora.target_modules", "objective.epistemic_words")
+    return list(value) if name in repeated else value
 
 
 def _require(spec: training_pb2.RunSpec, name: str, holds: bool, fix: str) -> None:

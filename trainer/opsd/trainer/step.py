@@ -9,6 +9,7 @@ import torch
 from opsd.trainer import failpoints
 from opsd.trainer.data import load_shard
 from opsd.trainer.distributed import Ranks
+from opsd.trainer.epistemic import EpistemicTokens
 from opsd.trainer.errors import NonFiniteError
 from opsd.trainer.lora import StudentTeacher
 from opsd.trainer.loss import in_use
@@ -45,6 +46,7 @@ class Stepper:
         self.maker = PromptMaker(
             base.tokenizer, spec.prompt, base.context_tokens - spec.rollout.max_new_tokens
         )
+        self._epistemic = EpistemicTokens(base.tokenizer, spec.objective.epistemic_words)
         self.draws = Draws(load_shard(spec.shard), spec.seed, self.maker)
         self._objective = Objective(
             self.network,
@@ -105,6 +107,8 @@ class Stepper:
             forward_s=durations.forward_s,
             backward_s=durations.backward_s,
             loss_implementation=in_use(self._ranks.device.type),
+            epistemic_fraction=sums.epistemic_tokens / sums.tokens,
+            epistemic_divergence=sums.epistemic_divergence / max(sums.epistemic_tokens, 1.0),
         )
 
     def _rollouts(self, step: int, prompts: list[PromptPair], durations: Durations) -> list[Answer]:
@@ -129,7 +133,13 @@ class Stepper:
             )
         durations.rollout_s += time.perf_counter() - began
         return [
-            Answer(prompt.student_ids, prompt.teacher_ids, rollout.token_ids, rollout.truncated)
+            Answer(
+                prompt.student_ids,
+                prompt.teacher_ids,
+                rollout.token_ids,
+                rollout.truncated,
+                tuple(self._epistemic.marks(rollout.token_ids)),
+            )
             for prompt, rollout in zip(mine, rollouts, strict=True)
         ]
 

@@ -13,6 +13,7 @@ from opsd.daemon.cli.output import (
     brief,
     clean,
     emit_json,
+    percent,
     print_fields,
     print_table,
     say,
@@ -168,6 +169,7 @@ def print_run(run: Run) -> None:
     progress = f"{run.step} of {run.num_steps} steps" if run.num_steps else ""
     if run.step:
         progress += f", loss {metrics.loss:.4f}, divergence {metrics.divergence:.4f}"
+        progress += f", {percent(metrics.epistemic_fraction)} words of doubt"
     print_fields(
         [
             ("run", run.id),

@@ -192,6 +192,20 @@ def _training(config: OpsdConfig) -> Iterator[_Finding]:
     for name, beta in (("adam_beta1", optim.adam_beta1), ("adam_beta2", optim.adam_beta2)):
         if beta == 0:
             yield f"training.optim.{name}", "is 0", "set it above 0, e.g. 0.9"
+    objective = config.training.objective
+    if objective.divergence == "policy_gradient" and objective.top_k:
+        yield (
+            "training.objective.top_k",
+            f"{objective.top_k} does not go with the policy gradient",
+            "set it to 0: the policy gradient looks at the sampled token only",
+        )
+    for word in objective.epistemic_words:
+        if word != word.strip() or not any(char.isalnum() for char in word):
+            yield (
+                "training.objective.epistemic_words",
+                f"holds {word!r}",
+                "name words or phrases, without space around them",
+            )
     for name, template, placeholders in (
         ("student_template", prompt.student_template, ("{problem}",)),
         ("teacher_template", prompt.teacher_template, ("{problem}", "{solution}")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -240,7 +241,8 @@ _SQLITE = re.compile(r"^(sqlite(?:\+\w+)?:///)(?!/)([^?]+)(.*)$", re.DOTALL)
 
 def _absolute(config: OpsdConfig, base: Path) -> OpsdConfig:
     def anchored(text: str | Path) -> Path:
-        return base / Path(text).expanduser()
+        # Not Path.expanduser, which raises for a user that is not there: that path is just missing.
+        return base / os.path.expanduser(text)
 
     model = config.model
     if model.path:

@@ -213,7 +213,7 @@ class RolloutTraining(Section):
 
 
 class ObjectiveTraining(Section):
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = Field(
+    divergence: Literal["forward_kl", "reverse_kl", "jsd", "policy_gradient"] = Field(
         default="forward_kl", description="Between teacher and student, at every token."
     )
     jsd_beta: float = Field(
@@ -231,6 +231,29 @@ class ObjectiveTraining(Section):
     )
     ema_decay: float = Field(
         default=0.999, ge=0.0, lt=1.0, description="Per step; read for ema only."
+    )
+    top_k: int = Field(
+        default=0,
+        ge=0,
+        description="Compare on the teacher's k greatest entries and the rest together; 0: on all.",
+    )
+    epistemic_words: tuple[str, ...] = Field(
+        default=(
+            "wait",
+            "hmm",
+            "maybe",
+            "perhaps",
+            "actually",
+            "alternatively",
+            "probably",
+            "might",
+            "not sure",
+            "let me check",
+        ),
+        description="Words and phrases of doubt; their tokens are counted apart.",
+    )
+    epistemic_weight: float = Field(
+        default=1.0, ge=0.0, le=1.0, description="Of those tokens in the loss; 0 shields them."
     )
 
 

@@ -114,6 +114,17 @@ class SpecBuilder:
             )
         if not (optim.adam_beta1 and optim.adam_beta2):
             raise InvalidInputError("optim.adam_beta1 and optim.adam_beta2 must be above 0")
+        if training.objective.divergence == "policy_gradient" and training.objective.top_k:
+            raise InvalidInputError(
+                "objective.top_k must be 0 for the policy gradient, which looks at the sampled "
+                "token only"
+            )
+        for word in training.objective.epistemic_words:
+            if word != word.strip() or not any(char.isalnum() for char in word):
+                raise InvalidInputError(
+                    f"objective.epistemic_words holds {word!r}: words or phrases are expected, "
+                    "without space around them"
+                )
         if "{solution}" in training.prompt.student_template:
             raise InvalidInputError(
                 "prompt.student_template holds {solution}: take it out, the student never sees it"
@@ -168,6 +179,9 @@ def _objective(training: TrainingConfig, starting: Starting) -> training_pb2.Obj
         teacher=training_pb2.Teacher.Value(f"TEACHER_{teacher.upper()}"),
         teacher_adapter_path=starting.path if teacher == "incumbent" else "",
         ema_decay=objective.ema_decay,
+        top_k=objective.top_k,
+        epistemic_words=objective.epistemic_words,
+        epistemic_weight=objective.epistemic_weight,
     )
 
 
