@@ -124,18 +124,6 @@ def test_rows_that_differ_by_a_constant_keep_their_digits(divergence: str, beta:
 
 @needs_native
 @pytest.mark.usefixtures("kernel")
-def test_a_gradient_in_fp16_does_not_underflow() -> None:
-    student, teacher = (logits.detach() / 30 for logits in pair(2, 151_936, torch.float16))
-    config = row_config("forward_kl", 0.5, "none", None, 1.0)
-    got = native.clipped_kl_rows(student.clone(), teacher, None, config, overwrite=True)
-    want = native.clipped_kl_rows(student.float(), teacher.float(), None, config)
-    gradient = got.grad_student_logits_RV.double() / got.grad_scale
-    error = (gradient - want.grad_student_logits_RV.double()).norm()
-    assert error <= 1e-3 * want.grad_student_logits_RV.double().norm()
-
-
-@needs_native
-@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize(("divergence", "beta"), DIVERGENCES)
 @pytest.mark.parametrize("clipping", CLIPS)
 def test_extreme_logits_and_masked_vocabulary(

@@ -44,13 +44,14 @@ def test_opcheck_from_hidden(implementation: str) -> None:
                 "",
                 True,
                 False,
+                False,
             ),
         )
     head = weight.clone().requires_grad_()
     torch.library.opcheck(
         torch.ops.opsd.clipped_kl_from_hidden.default,
         (student, teacher, head, torch.ones(17, requires_grad=True), *(None,) * 5, *SETTINGS, 4,
-         implementation, [], "", True, True),
+         implementation, [], "", True, True, True),
     )  # fmt: skip
 
 
@@ -78,14 +79,12 @@ def test_opcheck_of_the_stages() -> None:
     torch.library.opcheck(ops.kl_sums.default, (student, teacher, norm, ids, *settings))
     sums = ops.kl_sums(student, teacher, norm, ids, *settings)
     torch.library.opcheck(
-        ops.kl_gradient_.default, (student.clone(), teacher, norm, sums, *settings, 1.0)
+        ops.kl_gradient_.default, (student.clone(), teacher, norm, sums, *settings)
     )
     torch.library.opcheck(
-        ops.softmax_gradient_.default, (student.clone(), norm, torch.ones(3), 1.2, 0.0, 1.0)
+        ops.softmax_gradient_.default, (student.clone(), norm, torch.ones(3), 1.2, 0.0)
     )
-    torch.library.opcheck(
-        ops.clipped_kl_rows_.default, (student.clone(), teacher, None, *settings, 1.0)
-    )
+    torch.library.opcheck(ops.clipped_kl_rows_.default, (student.clone(), teacher, None, *settings))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import spawn
 
 from opsd.trainer.errors import LossArgumentError
 from opsd.trainer.loss import VocabShard, clipped_kl, clipped_kl_from_logits, native
+from opsd.trainer.loss.api import _rows_per_chunk
 
 IMPLEMENTATIONS = ("torch", "native") if native.is_available() else ("torch",)
 VOCAB = 37
@@ -67,6 +68,39 @@ def results(case: dict[str, Any], implementation: str, rows: slice, shard: Any) 
     return found
 
 
+def messages(shard: VocabShard, last: bool) -> dict[str, str]:
+    """What is said where the last rank alone has something wrong."""
+    spoiled = torch.zeros(shard.size, 6)
+    spoiled[0, 0] = math.nan if last else 0.0
+    ones = torch.ones(2, 6)
+    calls: dict[str, dict[str, Any]] = {
+        "weight": {"lm_head_weight": spoiled},
+        "ids": {"sampled_ids": torch.tensor([0, VOCAB if last else 1])},
+        "mask": {"token_mask": torch.tensor([True, not last])},
+        "gradient": {"student_hidden": torch.ones(2, 6, requires_grad=last)},
+        "support": {
+            "teacher_hidden": None,
+            "lm_head_weight": spoiled,
+            "teacher_topk_ids": torch.tensor([[VOCAB - 1, 1], [2, VOCAB - 2]]),
+            "teacher_topk_logprobs": torch.full((2, 2), -1.0),
+        },
+    }
+    calls["support"]["lm_head_weight"] = spoiled.roll(-1, 0)  # its last row, which is named
+    said = {}
+    for name, changes in calls.items():
+        given: dict[str, Any] = {
+            "student_hidden": ones,
+            "teacher_hidden": ones,
+            "lm_head_weight": torch.zeros(shard.size, 6),
+            "vocab_shard": shard,
+        }
+        try:
+            clipped_kl(**(given | changes))
+        except LossArgumentError as error:
+            said[name] = str(error)
+    return said
+
+
 def worker(rank: int, sizes: list[int], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -79,14 +113,7 @@ def worker(rank: int, sizes: list[int], folder: str) -> None:
         [results(case, implementation, rows, shard) for case in CASES]
         for implementation in IMPLEMENTATIONS
     ]
-    message = ""
-    try:
-        spoiled = torch.zeros(sizes[rank], 6)
-        spoiled[0, 0] = math.nan if rank == len(sizes) - 1 else 0.0
-        clipped_kl(torch.ones(2, 6), torch.ones(2, 6), spoiled, vocab_shard=shard)
-    except LossArgumentError as error:
-        message = str(error)
-    torch.save((found, message), f"{folder}/{rank}.pt")
+    torch.save((found, messages(shard, last=rank == len(sizes) - 1)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -111,14 +138,31 @@ def test_ranks_agree_with_one(sizes: list[int], tmp_path: Path) -> None:
 
 def test_a_nan_on_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
     spawn(worker, ([20, 17], str(tmp_path)), nprocs=2)
-    messages = [torch.load(tmp_path / f"{rank}.pt")[1] for rank in range(2)]
-    assert "lm_head_weight[0, 0]" in messages[1]
-    assert "another rank" in messages[0]
+    first, last = (torch.load(tmp_path / f"{rank}.pt")[1] for rank in range(2))
+    assert "lm_head_weight[0, 0]" in last["weight"]
+    assert "lm_head_weight[16, 0]" in last["support"]
+    assert "sampled_ids" in last["ids"]
+    for name in ("weight", "support", "ids"):
+        assert "another rank" in first[name]
+    for said in (first, last):
+        assert "token_mask: the ranks keep from 1 to 2" in said["mask"]
+        assert "require a gradient on all ranks" in said["gradient"]
+
+
+def test_all_ranks_make_the_same_chunks() -> None:
+    weights = torch.zeros(20_000, 2), torch.zeros(400_000, 2)
+    counts = {
+        _rows_per_chunk(None, VocabShard("", 0, len(w), 420_000, 400_000), w, w.device)
+        for w in weights
+    }
+    assert len(counts) == 1
 
 
 def test_a_shard_that_does_not_fit_is_named() -> None:
     student, teacher, weight, _ = inputs()
     with pytest.raises(LossArgumentError, match="vocab_shard"):
-        clipped_kl(student, teacher, weight, vocab_shard=VocabShard("0", 0, 20, VOCAB))
+        clipped_kl(student, teacher, weight, vocab_shard=VocabShard("0", 0, 20, VOCAB, 20))
+    with pytest.raises(LossArgumentError, match=r"use VocabShard\.over"):
+        clipped_kl(student, teacher, weight, vocab_shard=VocabShard("0", 0, VOCAB, VOCAB, VOCAB))
     with pytest.raises(LossArgumentError, match="not initialised"):
         VocabShard.over(None, 5, torch.device("cpu"))

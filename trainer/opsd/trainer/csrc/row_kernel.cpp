@@ -26,9 +26,9 @@ bool has_avx2() {
 }
 
 // OPSD_CPU_KERNEL=avx2 or generic asks for less than the processor has: for tests and measurements.
-bool allowed(const char* name) {
+bool wished(const char* name) {
   const char* wish = std::getenv("OPSD_CPU_KERNEL");
-  return wish == nullptr || std::strcmp(wish, name) == 0;
+  return wish != nullptr && std::strcmp(wish, name) == 0;
 }
 
 }  // namespace
@@ -37,11 +37,11 @@ RowKernels best_row_kernels(Format format, const char** name) {
   const char* unused = nullptr;
   const char*& chosen = name == nullptr ? unused : *name;
 #if defined(__x86_64__)
-  if (has_avx512() && allowed("avx512")) {
+  if (has_avx512() && !wished("avx2") && !wished("generic")) {
     chosen = "avx512";
     return row_kernels_avx512(format);
   }
-  if (has_avx2() && allowed("avx2")) {
+  if (has_avx2() && !wished("generic")) {
     chosen = "avx2";
     return row_kernels_avx2(format);
   }

@@ -37,7 +37,6 @@ struct RowSettings {
   float clip_value;  // +inf where clip is kNone
   float inverse_t;   // 1 / temperature
   float softcap;     // 0: none
-  float grad_scale;  // the gradient is written times this (fp16 would underflow)
   int64_t vocab;
 };
 

@@ -290,7 +290,7 @@ OPSD_FN void write_gradient(const Slice<format>& slice, const Arguments& a, cons
                             double lost, double pull, typename Memory<format>::Element* grad) {
   const RowSettings& set = a.set;
   const float share = share_of_p<divergence>(lost, pull);
-  const float scale = set.inverse_t * set.grad_scale;
+  const float scale = set.inverse_t;
   for (int64_t v = slice.begin + threadIdx.x; v < slice.end; v += kThreads) {
     const Point at = point_at(slice, v, logs, set);
     const Entry e = entry_of<divergence>(at.p, at.q, at.log.difference, set.jsd_beta);
@@ -307,7 +307,7 @@ OPSD_FN void write_softmax(const Slice<format>& slice, const Arguments& a, const
   const RowSettings& set = a.set;
   const auto top = static_cast<float>(norm[0]);
   const auto scale =
-      static_cast<float>(coefficient * set.inverse_t * set.grad_scale / norm[1]);
+      static_cast<float>(coefficient * set.inverse_t / norm[1]);
   for (int64_t v = slice.begin + threadIdx.x; v < slice.end; v += kThreads) {
     const float s = slice.student_at(v, set);
     const float share = __expf((s - top) * set.inverse_t);
@@ -327,6 +327,9 @@ __global__ void __launch_bounds__(kThreads) row_kernel(const Arguments a) {
   using Element = typename Memory<format>::Element;
   OPSD_CUDA_DYNAMIC_SHARED(on_chip);
   __shared__ Shared shared;
+#ifndef OPSD_CUDA_CLUSTERS
+  if (a.blocks > 1) __trap();  // the launch knows better
+#endif
   const RowSettings& set = a.set;
   const int64_t row = blockIdx.x / a.blocks;
   const int block = static_cast<int>(blockIdx.x % a.blocks);

@@ -338,7 +338,7 @@ void sum_row(const RowSettings& set, const Row& row, const RowLogs& logs, float*
 template <Format format, Divergence divergence>
 void write_gradient(const RowSettings& set, const Row& row, const RowLogs& logs) {
   const float share = share_of_p<divergence>(row.sums[kLost], row.sums[kPull]);
-  const float scale = set.inverse_t * set.grad_scale;
+  const float scale = set.inverse_t;
   for (int64_t v = 0; v < set.vocab; v += kLanes) {
     const Floats student = logit<format>(row.student, v, set);
     const Floats teacher = logit<format>(row.teacher, v, set);
@@ -359,7 +359,7 @@ void write_gradient(const RowSettings& set, const Row& row, const RowLogs& logs)
 template <Format format, Divergence divergence>
 void write_kept_gradient(const RowSettings& set, const Row& row, const float* scratch) {
   const float share = share_of_p<divergence>(row.sums[kLost], row.sums[kPull]);
-  const float scale = set.inverse_t * set.grad_scale;
+  const float scale = set.inverse_t;
   const float* second = scratch + padded(set.vocab);
   for (int64_t v = 0; v < set.vocab; v += kLanes) {
     Floats own, p;
@@ -427,7 +427,7 @@ template <Format format>
 void softmax(const RowSettings& set, const Row& row, float coefficient) {
   if (!(row.normalisers[1] > 0)) return fill<format>(set, row.grad, __builtin_nanf(""));
   const auto top = static_cast<float>(row.normalisers[0]);
-  const auto scale = static_cast<float>(coefficient * set.inverse_t * set.grad_scale /
+  const auto scale = static_cast<float>(coefficient * set.inverse_t /
                                         row.normalisers[1]);
   for (int64_t v = 0; v < set.vocab; v += kLanes) {
     const Floats x = logit<format>(row.student, v, set);

@@ -13,11 +13,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(opsd, m) {
       "clipped_kl_rows(Tensor student_logits, Tensor teacher_logits, "
       "Tensor? sampled_ids, " OPSD_SETTINGS
       ") -> (Tensor loss_rows, Tensor telemetry_rows, Tensor grad_student_logits)");
-  // The same; the gradient, times grad_scale, takes the place of the student's logits.
+  // The same; the gradient takes the place of the student's logits.
   m.def(
       "clipped_kl_rows_(Tensor(a!) student_logits, Tensor teacher_logits, "
       "Tensor? sampled_ids, " OPSD_SETTINGS
-      ", float grad_scale) -> (Tensor loss_rows, Tensor telemetry_rows)");
+      ") -> (Tensor loss_rows, Tensor telemetry_rows)");
   // The same in stages, for a vocabulary that is spread over ranks.
   m.def(
       "kl_normalisers(Tensor student_logits, Tensor? teacher_logits, "
@@ -27,9 +27,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(opsd, m) {
       "Tensor? sampled_ids, " OPSD_SETTINGS ") -> Tensor");
   m.def(
       "kl_gradient_(Tensor(a!) student_logits, Tensor teacher_logits, Tensor normalisers, "
-      "Tensor sums, " OPSD_SETTINGS ", float grad_scale) -> ()");
+      "Tensor sums, " OPSD_SETTINGS ") -> ()");
   // The student's probabilities times a coefficient a row, in the place of its logits.
   m.def(
       "softmax_gradient_(Tensor(a!) student_logits, Tensor normalisers, Tensor coefficients, "
-      "float temperature, float softcap, float grad_scale) -> ()");
+      "float temperature, float softcap) -> ()");
 }

@@ -33,7 +33,7 @@ inline int64_t bytes_of(Format format) { return format == Format::kFloat32 ? 4 :
 
 inline RowSettings settings_of(const std::string& divergence, double jsd_beta,
                                const std::string& clip, double clip_value, double temperature,
-                               double softcap, double grad_scale) {
+                               double softcap) {
   RowSettings set{};
   if (divergence == "forward_kl") {
     set.divergence = Divergence::kForwardKL;
@@ -61,7 +61,6 @@ inline RowSettings settings_of(const std::string& divergence, double jsd_beta,
   set.jsd_beta = static_cast<float>(jsd_beta);
   set.inverse_t = static_cast<float>(1.0 / temperature);
   set.softcap = static_cast<float>(softcap);
-  set.grad_scale = static_cast<float>(grad_scale);
   return set;
 }
 
@@ -94,6 +93,7 @@ struct Logits {
     format = format_of(student.scalar_type());
     rows = student.size(0);
     vocab = student.size(1);
+    STD_TORCH_CHECK(vocab > 0, "student_logits must have at least one column");
     if (in_place) {
       STD_TORCH_CHECK(student.is_contiguous(), "student_logits must be contiguous");
     } else {

@@ -34,7 +34,6 @@ void check_sampled(const Logits& logits, int64_t lowest) {
 // Calls work(row number, Row with its logits and gradient, scratch) for every row, on all cores.
 template <class Work>
 void each_row(const Logits& logits, void* grad, int64_t scratch_floats, const Work& work) {
-  if (logits.vocab == 0) return;
   const int64_t row_bytes = logits.vocab * bytes_of(logits.format);
   const auto* student = static_cast<const char*>(logits.student.const_data_ptr());
   const auto* teacher = data_of<char>(logits.teacher);
@@ -82,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor> clipped_kl_rows(Tensor student, Tensor teache
   const Logits logits(student, teacher, sampled, false);
   Tensor grad = logits.new_rows(logits.vocab, student.scalar_type());
   auto [loss, telemetry] = fused(
-      logits, settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap, 1.0),
+      logits, settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap),
       grad.mutable_data_ptr());
   return {loss, telemetry, grad};
 }
@@ -90,17 +89,17 @@ std::tuple<Tensor, Tensor, Tensor> clipped_kl_rows(Tensor student, Tensor teache
 std::tuple<Tensor, Tensor> clipped_kl_rows_(Tensor student, Tensor teacher,
                                             Maybe sampled, Name divergence, double jsd_beta,
                                             Name clip, double clip_value, double temperature,
-                                            double softcap, double grad_scale) {
+                                            double softcap) {
   return fused(
       Logits(student, teacher, sampled, true),
-      settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap, grad_scale),
+      settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap),
       student.mutable_data_ptr());
 }
 
 Tensor kl_normalisers(Tensor student, Maybe teacher, double temperature,
                       double softcap) {
   const Logits logits(student, teacher, std::nullopt, false);
-  RowSettings set = settings_of("forward_kl", 0.5, "none", 0, temperature, softcap, 1.0);
+  RowSettings set = settings_of("forward_kl", 0.5, "none", 0, temperature, softcap);
   set.vocab = logits.vocab;
   Tensor out = logits.new_rows(kNormaliserColumns, ScalarType::Double);
   auto* data = static_cast<double*>(out.mutable_data_ptr());
@@ -119,7 +118,7 @@ Tensor kl_sums(Tensor student, Tensor teacher, Tensor normalisers, Maybe sampled
                double softcap) {
   const Logits logits(student, teacher, sampled, false);
   check_sampled(logits, -1);
-  RowSettings set = settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap, 1.0);
+  RowSettings set = settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap);
   set.vocab = logits.vocab;
   const auto norm =
       per_row(normalisers, "normalisers", logits.rows, kNormaliserColumns, ScalarType::Double);
@@ -139,10 +138,10 @@ Tensor kl_sums(Tensor student, Tensor teacher, Tensor normalisers, Maybe sampled
 
 void kl_gradient_(Tensor student, Tensor teacher, Tensor normalisers, Tensor sums,
                   Name divergence, double jsd_beta, Name clip, double clip_value,
-                  double temperature, double softcap, double grad_scale) {
+                  double temperature, double softcap) {
   const Logits logits(student, teacher, std::nullopt, true);
   RowSettings set =
-      settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap, grad_scale);
+      settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap);
   set.vocab = logits.vocab;
   const auto norm =
       per_row(normalisers, "normalisers", logits.rows, kNormaliserColumns, ScalarType::Double);
@@ -160,9 +159,9 @@ void kl_gradient_(Tensor student, Tensor teacher, Tensor normalisers, Tensor sum
 }
 
 void softmax_gradient_(Tensor student, Tensor normalisers, Tensor coefficients,
-                       double temperature, double softcap, double grad_scale) {
+                       double temperature, double softcap) {
   const Logits logits(student, std::nullopt, std::nullopt, true);
-  RowSettings set = settings_of("forward_kl", 0.5, "none", 0, temperature, softcap, grad_scale);
+  RowSettings set = settings_of("forward_kl", 0.5, "none", 0, temperature, softcap);
   set.vocab = logits.vocab;
   const auto norm =
       per_row(normalisers, "normalisers", logits.rows, kNormaliserColumns, ScalarType::Double);

@@ -40,10 +40,7 @@ struct Plan {
   int64_t bytes;
 };
 
-Plan plan_of(const Logits& logits, int device) {
-  const int64_t most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) -
-                       static_cast<int64_t>(sizeof(Shared)) - 1024;
-  const bool clusters = attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9;
+Plan plan_of(const Logits& logits, int64_t most, bool clusters) {
   // Half of it, so that two blocks share a processor: one loads while the other computes.
   for (const int64_t limit : {most / 2, most}) {
     for (int blocks = 1; blocks <= (clusters ? kMostBlocks : 1); blocks *= 2) {
@@ -60,14 +57,23 @@ void launch_kernel(const Logits& logits, Arguments a) {
   const OnDevice here(device);
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(device, &stream) == 0, "no CUDA stream");
-  const Plan plan = stage == Stage::kFused ? plan_of(logits, device) : Plan{1, 0};
+  auto* kernel = &row_kernel<format, divergence, stage>;
+  Plan plan{1, 0};
+  if (stage == Stage::kFused) {
+    const int64_t most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device) -
+                         static_cast<int64_t>(sizeof(Shared)) - 1024;
+    // The device may run what was compiled for an older one, which knows no clusters.
+    cudaFuncAttributes built{};
+    expect(cudaFuncGetAttributes(&built, kernel));
+    plan = plan_of(logits, most, built.ptxVersion >= 90);
+    // Always the most: another thread may launch the same kernel for other rows.
+    if (plan.bytes > 0) {
+      expect(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(most)));
+    }
+  }
   a.blocks = plan.blocks;
   a.on_chip = plan.bytes > 0;
-  auto* kernel = &row_kernel<format, divergence, stage>;
-  if (plan.bytes > 0) {
-    expect(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                static_cast<int>(plan.bytes)));
-  }
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = static_cast<unsigned>(plan.blocks);
@@ -104,7 +110,7 @@ void launch(const Logits& logits, Arguments a) {
   a.student = logits.student.const_data_ptr();
   a.teacher = data_of<void>(logits.teacher);
   a.sampled = data_of<int64_t>(logits.sampled);
-  if (logits.rows == 0 || logits.vocab == 0) return;
+  if (logits.rows == 0) return;
   switch (logits.format) {
     case Format::kFloat32:
       return launch_divergence<stage, Format::kFloat32>(logits, a);
@@ -139,18 +145,17 @@ std::tuple<Tensor, Tensor, Tensor> clipped_kl_rows(Tensor student, Tensor teache
   const Logits logits(student, teacher, sampled, false);
   Tensor grad = logits.new_rows(logits.vocab, student.scalar_type());
   auto [loss, telemetry] = fused(
-      logits, settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap, 1.0),
+      logits, settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap),
       grad.mutable_data_ptr());
   return {loss, telemetry, grad};
 }
 
 std::tuple<Tensor, Tensor> clipped_kl_rows_(Tensor student, Tensor teacher, Maybe sampled,
                                             Name divergence, double jsd_beta, Name clip,
-                                            double clip_value, double temperature, double softcap,
-                                            double grad_scale) {
+                                            double clip_value, double temperature, double softcap) {
   return fused(
       Logits(student, teacher, sampled, true),
-      settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap, grad_scale),
+      settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap),
       student.mutable_data_ptr());
 }
 
@@ -158,7 +163,7 @@ Tensor kl_normalisers(Tensor student, Maybe teacher, double temperature, double 
   const Logits logits(student, teacher, std::nullopt, false);
   Tensor out = logits.new_rows(kNormaliserColumns, ScalarType::Double);
   Arguments a{};
-  a.set = settings_of("forward_kl", 0.5, "none", 0, temperature, softcap, 1.0);
+  a.set = settings_of("forward_kl", 0.5, "none", 0, temperature, softcap);
   a.normalisers = static_cast<double*>(out.mutable_data_ptr());
   launch<Stage::kNormalise>(logits, a);
   return out;
@@ -171,7 +176,7 @@ Tensor kl_sums(Tensor student, Tensor teacher, Tensor normalisers, Maybe sampled
       per_row(normalisers, "normalisers", logits.rows, kNormaliserColumns, ScalarType::Double);
   Tensor out = logits.new_rows(kSumColumns, ScalarType::Double);
   Arguments a{};
-  a.set = settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap, 1.0);
+  a.set = settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap);
   a.normalisers = const_cast<double*>(data_of<double>(norm));
   a.sums = static_cast<double*>(out.mutable_data_ptr());
   launch<Stage::kSum>(logits, a);
@@ -180,13 +185,13 @@ Tensor kl_sums(Tensor student, Tensor teacher, Tensor normalisers, Maybe sampled
 
 void kl_gradient_(Tensor student, Tensor teacher, Tensor normalisers, Tensor sums, Name divergence,
                   double jsd_beta, Name clip, double clip_value, double temperature,
-                  double softcap, double grad_scale) {
+                  double softcap) {
   const Logits logits(student, teacher, std::nullopt, true);
   const auto norm =
       per_row(normalisers, "normalisers", logits.rows, kNormaliserColumns, ScalarType::Double);
   const auto totals = per_row(sums, "sums", logits.rows, kSumColumns, ScalarType::Double);
   Arguments a{};
-  a.set = settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap, grad_scale);
+  a.set = settings_of(divergence, jsd_beta, clip, clip_value, temperature, softcap);
   a.normalisers = const_cast<double*>(data_of<double>(norm));
   a.sums = const_cast<double*>(data_of<double>(totals));
   a.grad = student.mutable_data_ptr();
@@ -194,13 +199,13 @@ void kl_gradient_(Tensor student, Tensor teacher, Tensor normalisers, Tensor sum
 }
 
 void softmax_gradient_(Tensor student, Tensor normalisers, Tensor coefficients, double temperature,
-                       double softcap, double grad_scale) {
+                       double softcap) {
   const Logits logits(student, std::nullopt, std::nullopt, true);
   const auto norm =
       per_row(normalisers, "normalisers", logits.rows, kNormaliserColumns, ScalarType::Double);
   const auto factors = per_row(coefficients, "coefficients", logits.rows, 1, ScalarType::Float);
   Arguments a{};
-  a.set = settings_of("forward_kl", 0.5, "none", 0, temperature, softcap, grad_scale);
+  a.set = settings_of("forward_kl", 0.5, "none", 0, temperature, softcap);
   a.normalisers = const_cast<double*>(data_of<double>(norm));
   a.coefficients = data_of<float>(factors);
   a.grad = student.mutable_data_ptr();

@@ -12,13 +12,10 @@ from torch import Tensor
 from opsd.trainer.errors import LossArgumentError
 from opsd.trainer.loss import operators
 from opsd.trainer.loss.choose import Implementation, known
-from opsd.trainer.loss.config import Divergence, RowConfig, row_config
-from opsd.trainer.loss.heads import widens
+from opsd.trainer.loss.config import Divergence, RowConfig, expect_whole, row_config
+from opsd.trainer.loss.heads import CHUNK_BYTES, logits_dtype
 from opsd.trainer.loss.parallel import VocabShard
 from opsd.trainer.loss.rows import TELEMETRY_COLUMNS, compute_dtype
-
-_CHUNK_BYTES = {"cpu": 5 << 26, "cuda": 1 << 30}
-"""Memory for the logits of a chunk, student's and teacher's, where `chunk_size` is not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +47,14 @@ class TokenTelemetry:
 
     @property
     def clipped_share_T(self) -> Tensor:
-        """Share of the divergence that clipping took away, [0, 1]."""
+        """Share of the positive divergence that clipping took away, [0, 1]."""
         removed_T = self.divergence_T - self.loss_T
-        return torch.where(
+        share_T = torch.where(
             self.positive_divergence_T > 0, removed_T / self.positive_divergence_T, 0.0
         ).clamp(0.0, 1.0)
+        # Of an infinite divergence a finite loss is nothing, and an infinite one everything.
+        all_T = self.loss_T.isfinite().to(share_T.dtype)
+        return torch.where(self.positive_divergence_T.isinf(), all_T, share_T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,8 @@ def clipped_kl(
         loss    = sum_n weight[n] sum_v clip(e[n, v])
 
     The gradient runs through p_S only. It is computed in closed form together with the loss, so
-    that tokens × vocabulary is held for one chunk at a time; a second derivative does not exist.
+    that tokens × vocabulary is held for one chunk at a time; a second derivative does not exist
+    (`create_graph=True` sees a constant).
     The same input gives the same bits.
 
     Args:
@@ -136,6 +137,8 @@ def clipped_kl(
     """
     _expect_matrix("student_hidden", student_hidden)
     _expect_matrix("lm_head_weight", lm_head_weight)
+    if lm_head_weight.shape[0] == 0:
+        raise LossArgumentError("lm_head_weight (0, …): must have at least one row")
     if lm_head_weight.shape[1] != student_hidden.shape[1]:
         raise LossArgumentError(
             f"lm_head_weight {tuple(lm_head_weight.shape)} and student_hidden "
@@ -144,6 +147,7 @@ def clipped_kl(
     _expect_device("lm_head_weight", lm_head_weight, student_hidden)
     if lm_head_bias is not None:
         _expect_shape("lm_head_bias", lm_head_bias, (lm_head_weight.shape[0],))
+        _expect_floating("lm_head_bias", lm_head_bias)
         _expect_device("lm_head_bias", lm_head_bias, student_hidden)
     config = row_config(divergence, jsd_beta, clip, clip_value, temperature, softcap, top_k)
     _expect_teacher("hidden", teacher_hidden, student_hidden, config, teacher_topk_ids)
@@ -158,7 +162,6 @@ def clipped_kl(
     weight = lm_head_weight.to(dtype)
     bias = None if lm_head_bias is None else lm_head_bias.to(dtype)
     with_gradient = torch.is_grad_enabled()
-    needs_head = weight.requires_grad or (bias is not None and bias.requires_grad)
     loss, loss_T, telemetry_TK, *_ = operators.from_hidden(
         student_hidden,
         None if teacher_hidden is None else teacher_hidden.detach(),
@@ -167,11 +170,12 @@ def clipped_kl(
         *given,
         *config.arguments(),
         config.top_k,
-        _rows_per_chunk(chunk_size, weight.shape[0], dtype, student_hidden.device),
+        _rows_per_chunk(chunk_size, vocab_shard, weight, student_hidden.device),
         known(implementation),
         *place,
         with_gradient and student_hidden.requires_grad,
-        with_gradient and needs_head,
+        with_gradient and weight.requires_grad,
+        with_gradient and bias is not None and bias.requires_grad,
     )
     return ClippedKL(loss, _telemetry(loss_T, telemetry_TK))
 
@@ -214,7 +218,7 @@ def clipped_kl_from_logits(
         *given,
         *config.arguments(),
         config.top_k,
-        _rows_per_chunk(chunk_size, num_vocab, student_logits.dtype, student_logits.device),
+        _rows_per_chunk(chunk_size, vocab_shard, student_logits.T, student_logits.device),
         known(implementation),
         *_place(vocab_shard, num_vocab),
         torch.is_grad_enabled() and student_logits.requires_grad,
@@ -230,14 +234,14 @@ def _telemetry(loss_T: Tensor, telemetry_TK: Tensor) -> TokenTelemetry:
 
 
 def _rows_per_chunk(
-    chunk_size: int | None, num_vocab: int, dtype: torch.dtype, device: torch.device
+    chunk_size: int | None, shard: VocabShard | None, head_VD: Tensor, device: torch.device
 ) -> int:
     if chunk_size is None:
-        itemsize = 4 if widens(device, dtype) else dtype.itemsize
-        row_bytes = 2 * num_vocab * itemsize
-        return max(16, min(4096, _CHUNK_BYTES.get(device.type, 1 << 30) // row_bytes))
-    if chunk_size < 1:
-        raise LossArgumentError(f"chunk_size = {chunk_size}: must be at least 1, or None")
+        # The ranks of a shard exchange numbers chunk by chunk, so all must make the same ones.
+        num_vocab = head_VD.shape[0] if shard is None else shard.largest
+        row_bytes = 2 * num_vocab * logits_dtype(head_VD.dtype, device).itemsize
+        return max(16, min(4096, CHUNK_BYTES.get(device.type, 1 << 30) // row_bytes))
+    expect_whole("chunk_size", chunk_size)
     return chunk_size
 
 
@@ -248,7 +252,7 @@ def _place(shard: VocabShard | None, num_local: int) -> tuple[list[int], str]:
         raise LossArgumentError(
             f"vocab_shard: made for {shard.size} ids of this rank, lm_head has {num_local}"
         )
-    return [shard.start, shard.num_vocab], shard.group_name
+    return [shard.start, shard.num_vocab, shard.largest], shard.group_name
 
 
 def _expect_teacher(
@@ -259,6 +263,8 @@ def _expect_teacher(
     topk_ids: Tensor | None,
 ) -> None:
     name = f"teacher_{kind}"
+    if topk_ids is not None and config.top_k > 0:
+        raise LossArgumentError("top_k: teacher_topk_ids say already which entries; leave it out")
     if teacher is None:
         if topk_ids is None:
             raise LossArgumentError(f"{name} is None: give it, or teacher_topk_ids")
@@ -291,10 +297,17 @@ def _checked_tokens(
         ("sampled_ids", sampled_ids_T),
     ):
         if tensor is not None:
+            if not isinstance(tensor, Tensor):
+                raise LossArgumentError(f"{name}: must be a tensor, got {type(tensor).__name__}")
             _expect_shape(name, tensor, (num_tokens,), "one entry a token")
             _expect_device(name, tensor, rows)
     if mask_T is not None and mask_T.dtype != torch.bool:
         raise LossArgumentError(f"token_mask {mask_T.dtype}: must be bool")
+    if weight_T is not None:
+        if weight_T.is_complex():
+            raise LossArgumentError(f"token_weight {weight_T.dtype}: must be real")
+        if weight_T.requires_grad:
+            raise LossArgumentError("token_weight requires a gradient, but gets none: detach it")
     _expect_integers("sampled_ids", sampled_ids_T)
     _expect_integers("teacher_topk_ids", topk_ids_TK)
     if config.divergence is Divergence.POLICY_GRADIENT and sampled_ids_T is None:
@@ -302,10 +315,11 @@ def _checked_tokens(
     if (topk_ids_TK is None) != (topk_logprobs_TK is None):
         raise LossArgumentError("teacher_topk_ids and teacher_topk_logprobs: give both or neither")
     if topk_ids_TK is not None and topk_logprobs_TK is not None:
-        if topk_ids_TK.dim() != 2 or topk_ids_TK.shape[0] != num_tokens:
+        if topk_ids_TK.dim() != 2 or topk_ids_TK.shape[0] != num_tokens or not topk_ids_TK.shape[1]:
             raise LossArgumentError(
-                f"teacher_topk_ids {tuple(topk_ids_TK.shape)}: must be ({num_tokens}, k)"
+                f"teacher_topk_ids {tuple(topk_ids_TK.shape)}: must be ({num_tokens}, k), k from 1"
             )
+        _expect_floating("teacher_topk_logprobs", topk_logprobs_TK)
         _expect_shape("teacher_topk_logprobs", topk_logprobs_TK, tuple(topk_ids_TK.shape))
         _expect_device("teacher_topk_ids", topk_ids_TK, rows)
         _expect_device("teacher_topk_logprobs", topk_logprobs_TK, rows)
@@ -336,4 +350,9 @@ def _expect_device(name: str, tensor: Tensor, student: Tensor) -> None:
 
 def _expect_integers(name: str, tensor: Tensor | None) -> None:
     if tensor is not None and tensor.dtype not in (torch.int64, torch.int32):
-        raise LossArgumentError(f"{name} {tensor.dtype}: must be integer")
+        raise LossArgumentError(f"{name} {tensor.dtype}: must be integer, int64 or int32")
+
+
+def _expect_floating(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise LossArgumentError(f"{name} {tensor.dtype}: must be floating-point")

@@ -36,6 +36,10 @@ def chosen(implementation: str, device: torch.device, dtype: torch.dtype) -> Row
     """
     module: ModuleType = reference
     if implementation == "native":
+        if dtype == torch.float64:
+            raise LossArgumentError(
+                "implementation='native' takes float32, bfloat16 or float16, not torch.float64"
+            )
         native.load()
         module = native
     elif implementation == "auto" and dtype != torch.float64:

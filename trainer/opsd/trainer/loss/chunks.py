@@ -37,7 +37,11 @@ class Chunks:
         logits_dtype: of the logits that `rows` will get.
         given: checked here, as far as it depends on data.
         settings: the fields of `RowConfig` as an operator takes them.
-        how: implementation, chunk size, (start, num_vocab) of the shard or nothing, its group.
+        how: implementation, chunk size, place of the shard or nothing, its group.
+        needs: which gradients are wanted; the same on all ranks of a shard.
+
+    Raises:
+        LossArgumentError: on all ranks of a shard, where any of them has a reason.
     """
 
     def __init__(
@@ -48,22 +52,31 @@ class Chunks:
         given: Given,
         settings: tuple[str, float, str, float, float, float, int],
         how: tuple[str, int, list[int], str],
+        needs: tuple[bool, ...],
     ) -> None:
         divergence, jsd_beta, clip, clip_value, temperature, softcap, top_k = settings
         kind, mode = Divergence(divergence), Clip(clip)
         self._config = RowConfig(kind, jsd_beta, mode, clip_value, temperature, softcap, top_k)
         implementation, self._chunk_size, place, group_name = how
         self._implementation = choose.chosen(implementation, tokens.device, logits_dtype)
-        self.shard = VocabShard(group_name, place[0], num_local, place[1]) if place else None
+        self.shard = VocabShard(group_name, place[0], num_local, *place[1:]) if place else None
         self._logits_dtype = logits_dtype
         self._num_tokens = len(tokens)
         self._kept_T = None if given.mask_T is None else given.mask_T.nonzero().squeeze(-1)
         self._given = given
-        self._check_given(num_local if self.shard is None else self.shard.num_vocab)
         self.loss_T, self.telemetry_TK = empty_outputs(tokens)
         self.loss_T.zero_()
         self.telemetry_TK.zero_()
-        self._weight_T = self._weights()
+        problem = None
+        try:
+            self._check_given(num_local if self.shard is None else self.shard.num_vocab)
+            self._weight_T = self._weights()
+        except LossArgumentError as error:
+            problem = error
+        if self.shard is not None:
+            self._agree(problem, needs)
+        if problem is not None:
+            raise problem
 
     def __iter__(self) -> Iterator[Index]:
         """Tokens that are not masked, `chunk_size` at a time; masked ones are never looked at."""
@@ -94,7 +107,7 @@ class Chunks:
         """
         out = self._rows(index, student_RV, teacher_RV)
         self.loss_T[index], self.telemetry_TK[index] = out.loss_R, out.telemetry_RK
-        return out.grad_student_logits_RV, self._weight_T[index].unsqueeze(-1) / out.grad_scale
+        return out.grad_student_logits_RV, self._weight_T[index].unsqueeze(-1)
 
     def loss(self, **inputs: Tensor | None) -> Tensor:
         """Sum over tokens of weight times loss, once all chunks are done.
@@ -106,9 +119,12 @@ class Chunks:
             LossArgumentError: a token has no loss; names the argument and the place.
         """
         # Once, at the end: on a GPU every look at a value waits for all work before it.
-        if bool(self.loss_T.isnan().any()):
-            raise LossArgumentError(self._what_is_wrong(inputs))
-        return (self.loss_T * self._weight_T).sum()
+        # An infinite forward KL has a gradient all the same, its own; the others have none.
+        finite = self._config.divergence is not Divergence.FORWARD_KL
+        wrong_T = ~self.loss_T.isfinite() if finite else self.loss_T.isnan()
+        if bool(wrong_T.any()):
+            raise LossArgumentError(self._what_is_wrong(_first(wrong_T), inputs))
+        return torch.where(self._weight_T == 0, 0.0, self.loss_T * self._weight_T).sum()
 
     def _rows(self, index: Index, student_RV: Tensor, teacher_RV: Tensor | None) -> Rows:
         how, config, shard = self._implementation, self._config, self.shard
@@ -153,8 +169,27 @@ class Chunks:
         if given.topk_ids_TK is not None and given.topk_logprobs_TK is not None:
             sparse.check_support(given.topk_ids_TK[index], given.topk_logprobs_TK[index], num_vocab)
 
-    def _what_is_wrong(self, inputs: Mapping[str, Tensor | None]) -> str:
-        token = _first(self.loss_T.isnan())
+    def _agree(self, problem: LossArgumentError | None, needs: tuple[bool, ...]) -> None:
+        """One exchange before the work: a rank that raised alone would leave the others waiting."""
+        assert self.shard is not None
+        kept = self._num_tokens if self._kept_T is None else len(self._kept_T)
+        wanted = sum(1 << place for place, need in enumerate(needs) if need)
+        mine = [float(problem is not None), kept, -kept, wanted, -wanted]
+        found = self.shard.max_(self.loss_T.new_tensor(mine, dtype=torch.float64)).tolist()
+        if found[0] and problem is None:
+            raise LossArgumentError("an argument of another rank is wrong, and it says which one")
+        if problem is None and found[1] != -found[2]:
+            raise LossArgumentError(
+                f"token_mask: the ranks keep from {-found[2]:.0f} to {found[1]:.0f} tokens; hidden "
+                "states and masks must be the same on all of them"
+            )
+        if problem is None and found[3] != -found[4]:
+            raise LossArgumentError(
+                "vocab_shard: student_hidden, lm_head_weight and lm_head_bias must require a "
+                "gradient on all ranks or on none"
+            )
+
+    def _what_is_wrong(self, token: int, inputs: Mapping[str, Tensor | None]) -> str:
         for name, tensor in inputs.items():
             if tensor is None:
                 continue
@@ -164,6 +199,8 @@ class Chunks:
                 if bool(bad.any()):
                     where = ", ".join(str(int(i)) for i in bad.nonzero()[0])
                     return f"{name}[{where}]: NaN or infinity"
+                if bool((tensor == -torch.inf).all()):
+                    return f"{name}: -inf everywhere: at least one entry must be above it"
                 continue
             values = tensor[token]
             wrong = values.isnan() | (values == torch.inf)
@@ -173,11 +210,22 @@ class Chunks:
                 return f"{name}[{token}, {_first(wrong)}]: {float(values[wrong][0])} in the input"
             if bool((values == -torch.inf).all()):
                 return f"{name}[{token}]: -inf everywhere: at least one entry must be above it"
-        elsewhere = "" if self.shard is None else ", or the input of another rank is not finite"
-        return (
-            f"student_hidden[{token}] or teacher_hidden[{token}]: the logits overflow "
-            f"{self._logits_dtype}{elsewhere}"
-        )
+        given = [name for name in list(inputs)[:2] if inputs[name] is not None]
+        names = " and ".join(f"{name}[{token}]" for name in given)
+        if self.shard is not None and bool(self.loss_T[token].isnan()):
+            return f"{names}: no loss comes out; the input of another rank is not finite"
+        if self._config.divergence is Divergence.POLICY_GRADIENT:
+            return (
+                f"sampled_ids[{token}]: the sampled token has probability 0 under the student or "
+                "the teacher; mask the token out, or set clip"
+            )
+        if not bool(self.loss_T[token].isnan()):
+            return (
+                f"{names}: the divergence is infinite, as the student gives probability to what "
+                "the teacher excludes (-inf, or far below the others); set clip, or mask the "
+                "the token out"
+            )
+        return f"{names}: the logits overflow {self._logits_dtype}"
 
 
 def empty_outputs(tokens: Tensor) -> tuple[Tensor, Tensor]:

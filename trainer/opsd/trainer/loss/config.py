@@ -67,6 +67,17 @@ def _choice(kind: type[Choice], name: str, value: str) -> Choice:
         raise LossArgumentError(f"{name} = {value!r}: must be one of {known}") from None
 
 
+def _expect_number(name: str, value: object) -> None:
+    if not isinstance(value, int | float):
+        raise LossArgumentError(f"{name} = {value!r}: must be a number")
+
+
+def expect_whole(name: str, value: object) -> None:
+    """Raises for what is no whole number from 1."""
+    if not isinstance(value, int) or value < 1:
+        raise LossArgumentError(f"{name} = {value!r}: must be a whole number from 1, or None")
+
+
 def row_config(
     divergence: str,
     jsd_beta: float,
@@ -77,28 +88,39 @@ def row_config(
     top_k: int | None = None,
 ) -> RowConfig:
     """Checks the settings; raises `LossArgumentError` (a ValueError) that names the wrong one."""
+    _expect_number("jsd_beta", jsd_beta)
+    _expect_number("temperature", temperature)
+    for name, value in (("clip_value", clip_value), ("softcap", softcap)):
+        if value is not None:
+            _expect_number(name, value)
     kind = _choice(Divergence, "divergence", divergence)
     mode = _choice(Clip, "clip", clip)
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise LossArgumentError(f"temperature = {temperature}: must be finite and above 0")
+    # Comparisons, not math.isfinite, which torch.compile cannot follow with a number that changes.
+    if not 1e-6 <= temperature <= 1e6:
+        raise LossArgumentError(
+            f"temperature = {temperature}: must be finite and above 0 (from 1e-6 to 1e6)"
+        )
     if kind is Divergence.JSD:
         if not 0 <= jsd_beta <= 1:
             raise LossArgumentError(f"jsd_beta = {jsd_beta}: must lie in [0, 1]")
         if jsd_beta in (0, 1):
             kind = Divergence.FORWARD_KL if jsd_beta == 0 else Divergence.REVERSE_KL
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
-        raise LossArgumentError(f"softcap = {softcap}: must be finite and above 0, or None")
-    if top_k is not None and top_k < 1:
-        raise LossArgumentError(f"top_k = {top_k}: must be at least 1, or None")
+    if softcap is not None and not 1e-6 <= softcap <= 1e30:
+        raise LossArgumentError(
+            f"softcap = {softcap}: must be finite and above 0 (from 1e-6 to 1e30), or None"
+        )
+    if top_k is not None:
+        expect_whole("top_k", top_k)
     if top_k is not None and kind is Divergence.POLICY_GRADIENT:
         raise LossArgumentError(
             f"top_k = {top_k}: the policy gradient looks at the sampled token only; leave it out"
         )
     bound = math.inf
     if mode is not Clip.NONE:
-        if clip_value is None or not clip_value > 0:
+        if clip_value is None or not clip_value >= 1e-30:
             raise LossArgumentError(
-                f"clip_value = {clip_value}: clip={str(mode)!r} needs a value above 0, in nats"
+                f"clip_value = {clip_value}: clip={str(mode)!r} needs a value above 0, in "
+                "nats (from 1e-30)"
             )
         bound = float(clip_value)
     elif clip_value is not None and not clip_value > 0:

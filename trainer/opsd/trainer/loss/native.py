@@ -6,6 +6,7 @@ without data, the backward) is registered here, once.
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ def devices() -> tuple[str, ...]:
 def cpu_kernel() -> str:
     """Which kernel this processor runs: "avx512", "avx2" or "generic"."""
     load()
+    wish = os.environ.get("OPSD_CPU_KERNEL", "generic")
+    if wish not in ("avx512", "avx2", "generic"):
+        raise LossArgumentError(f"OPSD_CPU_KERNEL={wish}: must be avx512, avx2 or generic")
     kernel: str = importlib.import_module("opsd.trainer._C").cpu_kernel()
     return kernel
 
@@ -111,12 +115,11 @@ def clipped_kl_rows(
     ops = torch.ops.opsd
     if shard is None and not overwrite:
         return Rows(*ops.clipped_kl_rows(student_logits_RV, teacher_logits_RV, ids_R, *settings))
-    scale = grad_scale(student_logits_RV.dtype)
     if shard is None:
         loss_R, telemetry_RK = ops.clipped_kl_rows_(
-            student_logits_RV, teacher_logits_RV, ids_R, *settings, scale
+            student_logits_RV, teacher_logits_RV, ids_R, *settings
         )
-        return Rows(loss_R, telemetry_RK, student_logits_RV, scale)
+        return Rows(loss_R, telemetry_RK, student_logits_RV)
     normalisers_RN = combined(
         normalisers(student_logits_RV, teacher_logits_RV, config),
         config.temperature,
@@ -127,9 +130,9 @@ def clipped_kl_rows(
         ops.kl_sums(student_logits_RV, teacher_logits_RV, normalisers_RN, local_R, *settings)
     )
     grad_RV = student_logits_RV if overwrite else student_logits_RV.clone()
-    ops.kl_gradient_(grad_RV, teacher_logits_RV, normalisers_RN, sums_RK, *settings, scale)
+    ops.kl_gradient_(grad_RV, teacher_logits_RV, normalisers_RN, sums_RK, *settings)
     columns = sums_RK.float()
-    return Rows(columns[:, 0], columns[:, 1 : 1 + len(TELEMETRY_COLUMNS)], grad_RV, scale)
+    return Rows(columns[:, 0], columns[:, 1 : 1 + len(TELEMETRY_COLUMNS)], grad_RV)
 
 
 def normalisers(
@@ -150,24 +153,16 @@ def softmax_gradient_(
     normalisers_RN: Tensor,
     coefficient_R: Tensor,
     config: RowConfig,
-) -> float:
+) -> None:
     """See `RowImplementation.softmax_gradient_`."""
     check(student_logits_RV, None)
-    scale = grad_scale(student_logits_RV.dtype)
     torch.ops.opsd.softmax_gradient_(
         student_logits_RV,
         normalisers_RN,
         coefficient_R.float(),
         config.temperature,
         config.softcap,
-        scale,
     )
-    return scale
-
-
-def grad_scale(dtype: torch.dtype) -> float:
-    """What the gradient of the logits is written times: 1 / V would underflow in fp16."""
-    return 1024.0 if dtype == torch.float16 else 1.0
 
 
 def _fake_rows(student: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,12 +29,14 @@ class VocabShard:
         start: first id of this rank.
         size: ids of this rank; rows of its lm_head.
         num_vocab: ids of all ranks.
+        largest: ids of the rank that has most; all ranks make chunks for that.
     """
 
     group_name: str
     start: int
     size: int
     num_vocab: int
+    largest: int
 
     @classmethod
     def over(cls, group: dist.ProcessGroup | None, size: int, device: torch.device) -> "VocabShard":
@@ -52,14 +54,24 @@ class VocabShard:
         sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(group.size())]
         dist.all_gather(sizes, torch.tensor([size], device=device), group=group)
         counts = [int(count) for count in sizes]
+        if min(counts) < 1:
+            raise LossArgumentError(
+                f"vocab_shard: rank {counts.index(min(counts))} of the group has no row of "
+                "lm_head; leave it out of the group"
+            )
         rank = group.rank()
         _groups[group.group_name] = group
-        return cls(group.group_name, sum(counts[:rank]), size, sum(counts))
+        return cls(group.group_name, sum(counts[:rank]), size, sum(counts), max(counts))
 
     @property
     def group(self) -> dist.ProcessGroup:
         """The process group of this name."""
-        return _groups[self.group_name]
+        group = _groups.get(self.group_name)
+        if group is None:
+            raise LossArgumentError(
+                f"vocab_shard: no process group {self.group_name!r}: use VocabShard.over"
+            )
+        return group
 
     def sum_(self, values: Tensor) -> Tensor:
         """Adds up over the ranks, in place."""

@@ -4,6 +4,8 @@ Shape suffixes: R rows (token positions) of a chunk, V vocabulary, K telemetry c
 N normaliser columns.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -92,7 +94,7 @@ def softmax_gradient_(
     normalisers_RN: Tensor,
     coefficient_R: Tensor,
     config: RowConfig,
-) -> float:
+) -> None:
     """See `RowImplementation.softmax_gradient_`."""
     dtype = compute_dtype(student_logits_RV.dtype)
     x_RV = soft_capped(student_logits_RV.to(dtype), config.softcap)
@@ -101,7 +103,6 @@ def softmax_gradient_(
     scale_R1 = coefficient_R.to(dtype).unsqueeze(-1) / config.temperature
     grad_RV = p_RV * scale_R1 * cap_slope(x_RV, config.softcap)
     student_logits_RV.copy_(grad_RV)
-    return 1.0
 
 
 def entries(s: Tensor, t: Tensor, config: RowConfig) -> tuple[Tensor, Tensor]:
@@ -113,7 +114,7 @@ def entries(s: Tensor, t: Tensor, config: RowConfig) -> tuple[Tensor, Tensor]:
         entry = _times(p, s - t)
         return entry, entry + p
     beta = config.jsd_beta
-    mixture = (beta * q + (1 - beta) * p).log()
+    mixture = torch.logaddexp(t + math.log(beta), s + math.log1p(-beta))
     slope = (1 - beta) * _times(p, s - mixture)
     return beta * _times(q, t - mixture) + slope, slope
 

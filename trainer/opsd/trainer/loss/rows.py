@@ -31,8 +31,7 @@ class Rows(NamedTuple):
 
     loss_R: Tensor
     telemetry_RK: Tensor  # columns as in TELEMETRY_COLUMNS
-    grad_student_logits_RV: Tensor  # of sum(loss_R) times grad_scale, in the logits' dtype
-    grad_scale: float = 1.0
+    grad_student_logits_RV: Tensor  # of sum(loss_R), in the logits' dtype
 
 
 class RowImplementation(Protocol):
@@ -72,8 +71,8 @@ class RowImplementation(Protocol):
         normalisers_RN: Tensor,
         coefficient_R: Tensor,
         config: RowConfig,
-    ) -> float:
-        """Overwrites the logits by coefficient * p_S / T times the grad_scale that it returns."""
+    ) -> None:
+        """Overwrites the logits by coefficient * p_S / T."""
         ...
 
 

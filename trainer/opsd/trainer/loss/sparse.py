@@ -54,9 +54,9 @@ def policy_gradient_rows(
     entry_R = s_R - t_R
     bound = config.clip_value
     weight_R = entry_R if config.clip is Clip.NONE else entry_R.clamp(-bound, bound)
-    scale = rows.softmax_gradient_(student_RV, norm_RN, -weight_R, config)
+    rows.softmax_gradient_(student_RV, norm_RN, -weight_R, config)
     own_R1 = weight_R.unsqueeze(-1) * -torch.expm1(s_R).unsqueeze(-1)
-    _patch_(student_RV, ids_R1, own_R1 * scale, student_R1, config, shard)
+    _patch_(student_RV, ids_R1, own_R1, student_R1, config, shard)
     telemetry_RK = torch.stack(
         [
             entry_R,
@@ -69,7 +69,7 @@ def policy_gradient_rows(
         ],
         dim=-1,
     )
-    return _rows(weight_R, telemetry_RK, student_RV, scale)
+    return _rows(weight_R, telemetry_RK, student_RV)
 
 
 def top_k_rows(
@@ -121,10 +121,12 @@ def top_k_rows(
     total_R = slope_RB.sum(-1)
     p_RB = s_RB.exp()
     tail_p_R = p_RB[:, -1]
-    coefficient_R = torch.where(tail_p_R > 0, slope_RB[:, -1] / tail_p_R, 0.0) - total_R
-    scale = rows.softmax_gradient_(student_RV, norm_RN, coefficient_R, config)
+    # Over the tail's own sum: its share of the whole may be too small for a quotient.
+    coefficient_R = slope_RB[:, -1] - tail_p_R * total_R
+    tail_RN = torch.where(rest_RN[:, 1:2] == 0, norm_RN, rest_RN)
+    rows.softmax_gradient_(student_RV, tail_RN, coefficient_R, config)
     own_RK = slope_RB[:, :-1] - p_RB[:, :-1] * total_R.unsqueeze(-1)
-    _patch_(student_RV, ids_RK, own_RK * scale, named_RK, config, shard)
+    _patch_(student_RV, ids_RK, own_RK, named_RK, config, shard)
 
     zeros_R = torch.zeros_like(total_R)
     student_at_R = zeros_R
@@ -146,7 +148,7 @@ def top_k_rows(
         ],
         dim=-1,
     )
-    return _rows(clipped_RB.sum(-1), telemetry_RK, student_RV, scale)
+    return _rows(clipped_RB.sum(-1), telemetry_RK, student_RV)
 
 
 def check_support(ids_TK: Tensor, logprobs_TK: Tensor, num_vocab: int) -> None:
@@ -210,7 +212,12 @@ def _picked(
     ids_RK = ids_RK if shard is None else shard.local(ids_RK)
     found_RK = logits_RV.gather(-1, ids_RK.clamp(min=0)).double()
     found_RK = soft_capped(found_RK, config.softcap).masked_fill(ids_RK < 0, -torch.inf)
-    return found_RK if shard is None else shard.max_(found_RK.contiguous())
+    if shard is None:
+        return found_RK
+    # NaN on one rank is NaN on all of them; what a maximum makes of it differs between backends.
+    wrong_RK = shard.sum_(found_RK.isnan().double())
+    highest_RK = shard.max_(found_RK.nan_to_num(nan=-torch.inf).contiguous())
+    return torch.where(wrong_RK > 0, torch.nan, highest_RK)
 
 
 def _blank_(logits_RV: Tensor, ids_RK: Tensor, shard: VocabShard | None) -> None:
@@ -267,6 +274,6 @@ def _entropy(norm_R3: Tensor) -> Tensor:
     return norm_R3[:, 1].log() - norm_R3[:, 2] / norm_R3[:, 1]
 
 
-def _rows(loss_R: Tensor, telemetry_RK: Tensor, grad_RV: Tensor, scale: float) -> Rows:
+def _rows(loss_R: Tensor, telemetry_RK: Tensor, grad_RV: Tensor) -> Rows:
     dtype = compute_dtype(grad_RV.dtype)
-    return Rows(loss_R.to(dtype), telemetry_RK.to(dtype), grad_RV, scale)
+    return Rows(loss_R.to(dtype), telemetry_RK.to(dtype), grad_RV)

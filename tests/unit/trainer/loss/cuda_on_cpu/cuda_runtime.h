@@ -163,7 +163,10 @@ inline double __longlong_as_double(long long bits) {
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess };
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrComputeCapabilityMajor };
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
 struct cudaLaunchAttribute {
@@ -186,11 +189,15 @@ inline cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = cuda_on_cpu::kSharedBytes;
+  return cudaSuccess;
+}
 // CUDA_ON_CPU_MAJOR=8 stands for a device without clusters.
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) {
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
   const char* major = std::getenv("CUDA_ON_CPU_MAJOR");
-  const bool shared = name == cudaDevAttrMaxSharedMemoryPerBlockOptin;
-  *value = shared ? cuda_on_cpu::kSharedBytes : major == nullptr ? 9 : std::atoi(major);
+  attributes->ptxVersion = 10 * (major == nullptr ? 9 : std::atoi(major));
   return cudaSuccess;
 }
 template <class Kernel>
