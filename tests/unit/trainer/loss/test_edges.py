@@ -124,12 +124,13 @@ def test_a_loss_scaler_keeps_the_gradient_of_fp16(scale: float, implementation: 
     weight = torch.randn(4000, 4, generator=generator).half()
     student.requires_grad_()
     exact = student.detach().double().requires_grad_()
-    loss = clipped_kl(student, teacher, weight, implementation=implementation).loss  # type: ignore[arg-type]
-    want = clipped_kl(exact, teacher.double(), weight.double()).loss
+    many: Any = {"token_weight": torch.full((500,), 1e-7)}  # as among ten million tokens
+    loss = clipped_kl(student, teacher, weight, implementation=implementation, **many).loss  # type: ignore[arg-type]
+    want = clipped_kl(exact, teacher.double(), weight.double(), **many).loss
     (want_gradient,) = torch.autograd.grad(want * scale, exact)
     if scale < 1:
         student = student.float().detach().requires_grad_()
-        loss = clipped_kl(student, teacher.float(), weight.float()).loss
+        loss = clipped_kl(student, teacher.float(), weight.float(), **many).loss
     (gradient,) = torch.autograd.grad(loss * scale, student)
     assert (gradient.double() - want_gradient).norm() <= 1e-2 * want_gradient.norm()
 

@@ -81,7 +81,7 @@ def messages(shard: VocabShard, last: bool) -> dict[str, str]:
         "support": {
             "teacher_hidden": None,
             "lm_head_weight": spoiled,
-            "teacher_topk_ids": torch.tensor([[VOCAB - 1, 1], [2, VOCAB - 2]]),
+            "teacher_topk_ids": torch.tensor([[VOCAB - 1, 1], [2, VOCAB - 1]]),
             "teacher_topk_logprobs": torch.full((2, 2), -1.0),
         },
     }
