@@ -13,8 +13,8 @@ from opsd.trainer.loss import native
 
 CHUNK_BYTES = {"cpu": 5 << 26, "cuda": 1 << 30}
 """Memory for the logits of a chunk, student's and teacher's, where nobody says how many rows."""
-_WIDE_BYTES = 1 << 27
-"""Memory for the part of lm_head that is widened at a time."""
+_WIDE_ROWS = 8192
+"""Rows of lm_head that are widened at a time: fewer would multiply less efficiently."""
 _spare: dict[tuple[str, torch.dtype], Tensor] = {}
 
 
@@ -81,11 +81,11 @@ class Head:
             yield slice(None), self.weight
             return
         num_vocab, size = self.weight.shape
-        step = max(1024, _WIDE_BYTES // (size * self.dtype.itemsize))
-        if self._wide_S.numel() < min(step, num_vocab) * size:
-            self._wide_S = self._wide_S.new_empty(min(step, num_vocab) * size)
-        for start in range(0, num_vocab, step):
-            part = slice(start, min(start + step, num_vocab))
+        rows = min(_WIDE_ROWS, num_vocab)
+        if self._wide_S.numel() < rows * size:
+            self._wide_S = self._wide_S.new_empty(rows * size)
+        for start in range(0, num_vocab, rows):
+            part = slice(start, min(start + rows, num_vocab))
             wide_S = self._wide_S[: (part.stop - start) * size]
             yield part, wide_S.view(-1, size).copy_(self.weight[part])
 
