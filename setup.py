@@ -77,10 +77,8 @@ class CompileCuda(Command):
         if nvcc is None:
             print("cuda: not compiled, there is no nvcc on PATH or under CUDA_HOME")
             return
-        architectures = [
-            f"-gencode=arch=compute_{number},code=sm_{number}"
-            for number in (name.replace(".", "") for name in CUDA_ARCHITECTURES)
-        ]
+        numbers = [name.replace(".", "") for name in CUDA_ARCHITECTURES]
+        architectures = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers]
         sources = sorted(CSRC.glob("*.cu"))
         for source in sources:
             target = HERE / "build" / f"{source.stem}.cuda.o"
@@ -92,7 +90,7 @@ class CompileCuda(Command):
             if subprocess.run(command, check=False).returncode != 0:
                 raise SystemExit(f"cuda: {source} does not compile with {nvcc}")
             target.unlink()
-        print(f"cuda: {len(sources)} source for sm_{', sm_'.join(CUDA_ARCHITECTURES)} compiled")
+        print(f"cuda: {len(sources)} source for sm_{', sm_'.join(numbers)} compiled")
 
 
 class Build(build):

@@ -250,11 +250,22 @@ def machine(device: str) -> str:
     return f"{model}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
+def parse_cases(text: str) -> list[tuple[int, int]]:
+    cases = []
+    for case in text.split(","):
+        size, _, tokens = case.partition("x")
+        if not (size.isdecimal() and tokens.isdecimal() and int(size) and int(tokens)):
+            raise argparse.ArgumentTypeError(f"{case!r} is no case: DxT is expected, e.g. 1024x256")
+        cases.append((int(size), int(tokens)))
+    return cases
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None)
     parser.add_argument(
         "--cases",
+        type=parse_cases,
         default=None,
         help="DxT,…; by default all of {1024,2048,4096}x{256,1024,4096} on a GPU, and those of "
         "256 tokens on a CPU, where the others take most of an hour",
@@ -276,9 +287,7 @@ def main() -> None:
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     gpu = device == "cuda"
-    cases = [case for case in ALL_CASES if gpu or case[1] == 256]
-    if options.cases:
-        cases = [tuple(map(int, case.split("x"))) for case in options.cases.split(",")]  # type: ignore[misc]
+    cases = options.cases or [case for case in ALL_CASES if gpu or case[1] == 256]
     print(f"{machine(device)}; opsd uses {in_use(device)}; V = {V}, bf16, forward and backward")
     print("    D     T  impl         seconds   x floor   x opsd  extra MiB")
     rows: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
-// The body of a row kernel, written with GCC's vector extensions for OPSD_LANES floats at a time.
-// Included once by each row_kernel_*.cpp, inside a namespace without a name and after a
-// `#pragma GCC target`. It calls nothing with external linkage but the C library: an inline function
+// The body of a row kernel, written with the compiler's vector extensions for OPSD_LANES floats at a
+// time. Included once by each row_kernel_*.cpp, inside a namespace without a name and after a pragma
+// that chooses the instruction set. It calls nothing with external linkage but the C library: an inline function
 // of the standard library that the linker merges could otherwise carry instructions that another
 // processor lacks.
 //

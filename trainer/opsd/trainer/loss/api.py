@@ -202,7 +202,7 @@ def clipped_kl_from_logits(
 ) -> ClippedKL:
     """As `clipped_kl`, from logits [T, V] that exist already; `student_logits` gets the gradient.
 
-    Holds one more [T, V] tensor, the gradient, in the dtype of `student_logits`.
+    Holds one more [T, V] tensor, the gradient, in the dtype of `student_logits` (for fp16 in fp32).
     """
     _expect_matrix("student_logits", student_logits)
     config = row_config(divergence, jsd_beta, clip, clip_value, temperature, softcap, top_k)

@@ -45,7 +45,8 @@ def from_hidden(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Scalar loss, [T] losses, [T, K] telemetry; gradients of hidden states, lm_head, its bias.
 
-    A gradient that is not needed is empty. `shard` is (start, num_vocab), or nothing.
+    A gradient that is not needed is empty. `shard` is (start, num_vocab, largest) of a
+    `VocabShard`, or nothing.
     """
     given = Given(token_mask, token_weight, sampled_ids, topk_ids, topk_logprobs)
     chunks = Chunks(
