@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from opsd.daemon.admin.overrides import overrides_json
-from opsd.daemon.config.schema import TrainingConfig
+from opsd.daemon.config.training import TrainingConfig
 from opsd.daemon.errors import InvalidInputError
 from opsd.daemon.runs.overrides import merge_overrides
 from opsd.v1 import admin_pb2, training_pb2

@@ -406,7 +406,7 @@ def test_a_good_configuration_has_no_problem(tmp_path: Path) -> None:
         ({"OPSD_RUNS__STALL_TIMEOUT_S": "5"}, "would kill a healthy trainer"),
         ({"OPSD_RUNS__MIN_PAIRS": "30000"}, "no run could ever start"),
         ({"OPSD_MODEL__MAX_MODEL_LEN": "64"}, "leaves no room for a prompt"),
-        ({"OPSD_TRAINING__OPTIM__WARMUP_STEPS": "101"}, "more than training.optim.num_steps (100)"),
+        ({"OPSD_TRAINING__OPTIM__WARMUP_STEPS": "101"}, "more than optim.num_steps (100)"),
         ({"OPSD_TRAINING__OPTIM__ADAM_BETA2": "0"}, "adam_beta2: is 0"),
         ({"OPSD_TRAINING__OBJECTIVE__EPISTEMIC_WORDS": '["?"]'}, "epistemic_words: holds '?'"),
         (
@@ -417,7 +417,7 @@ def test_a_good_configuration_has_no_problem(tmp_path: Path) -> None:
             "objective.top_k: 3 does not go",
         ),
         ({"OPSD_TRAINING__PROMPT__STUDENT_TEMPLATE": "Solve:"}, "lacks {{problem}}"),
-        ({"OPSD_TRAINING__PROMPT__TEACHER_TEMPLATE": "{problem}"}, "lacks {{solution}}"),
+        ({"OPSD_TRAINING__PROMPT__TEACHER_TEMPLATE": "{problem}"}, "has none of {{context}}"),
         (
             {"OPSD_TRAINING__PROMPT__STUDENT_TEMPLATE": "{problem} {solution}"},
             "the student never sees it",

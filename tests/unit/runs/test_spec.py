@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from opsd.daemon.config.schema import PoolConfig, TrainingConfig
+from opsd.daemon.config.schema import PoolConfig
+from opsd.daemon.config.training import TrainingConfig
 from opsd.daemon.errors import InvalidInputError
 from opsd.daemon.runs.overrides import FORBIDDEN
 from opsd.daemon.runs.spec import (
@@ -77,7 +78,9 @@ def test_overrides_are_merged_field_by_field() -> None:
 
 @pytest.mark.parametrize("field", FORBIDDEN)
 def test_what_is_the_daemons_cannot_be_overridden(field: str) -> None:
-    leaf: Any = {"shard": {}, "model": {"path": "/x"}}.get(field, 1 if "num" in field else "x")
+    leaf: Any = {"shard": {}, "model": {"path": "/x"}, "support": {"address": "x"}}.get(
+        field, 1 if "num" in field else "x"
+    )
     leaf = 1 if field in ("spec_version", "threads_per_process") else leaf
     for name in reversed(field.split(".")):
         leaf = {name: leaf}
@@ -99,15 +102,15 @@ def test_what_is_the_daemons_cannot_be_overridden(field: str) -> None:
         ("{", "not a RunSpec"),
         ('{"lora": {"rank": 128}}', "lora.rank is 128, but the engine serves ranks up to 64"),
         ('{"heartbeat_interval_s": 300}', "runs.stall_timeout_s = 300 is killed"),
-        ('{"optim": {"num_steps": 3}}', "optim.warmup_steps is 5, more than optim.num_steps = 3"),
-        ('{"optim": {"adam_beta1": 0}}', "must be above 0"),
+        ('{"optim": {"num_steps": 3}}', "optim.warmup_steps 5 is more than optim.num_steps"),
+        ('{"optim": {"adam_beta1": 0}}', "adam_beta1 is 0: set it above 0"),
         (
             '{"objective": {"divergence": "DIVERGENCE_POLICY_GRADIENT", "top_k": 4}}',
-            "objective.top_k must be 0",
+            "objective.top_k 4 does not go",
         ),
         ('{"objective": {"epistemic_words": ["hmm", " "]}}', "epistemic_words holds ' '"),
         ('{"objective": {"epistemic_weight": 1.5}}', "epistemic_weight .*less than or equal to 1"),
-        ('{"prompt": {"teacher_template": "{problem}"}}', "lacks {solution}"),
+        ('{"prompt": {"teacher_template": "{problem}"}}', "teacher_template has none of {context}"),
         ('{"prompt": {"student_template": "solve!"}}', "student_template lacks {problem}"),
         ('{"prompt": {"student_template": "{problem}{solution}"}}', "never sees it"),
     ],

@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from opsd.trainer.forward import response_hidden_TD
 from opsd.trainer.lora import StudentTeacher
 from opsd.trainer.loss import Clip, ClippedKL, Divergence, clipped_kl
 from opsd.v1 import training_pb2
@@ -139,10 +140,12 @@ class Objective:
     def _loss(self, batch: Sequence[Answer], marks_T: Tensor, num_sequences: int) -> ClippedKL:
         device = self._network.head_weight_VD.device
         responses = [s.response for s in batch]
-        ids_BL, positions_T = _right_padded([s.teacher_prompt for s in batch], responses, device)
-        teacher_TD = self._network.teacher_hidden_BLD(ids_BL).flatten(0, 1)[positions_T]
-        ids_BL, positions_T = _right_padded([s.student_prompt for s in batch], responses, device)
-        student_TD = self._network.student_hidden_BLD(ids_BL).flatten(0, 1)[positions_T]
+        teacher_TD = response_hidden_TD(
+            self._network.teacher_hidden_BLD, [s.teacher_prompt for s in batch], responses, device
+        )
+        student_TD = response_hidden_TD(
+            self._network.student_hidden_BLD, [s.student_prompt for s in batch], responses, device
+        )
         weights_T = torch.tensor([1 / (len(r) * num_sequences) for r in responses for _ in r])
         weights_T = torch.where(marks_T, weights_T * self._epistemic_weight, weights_T)
         return clipped_kl(
@@ -158,23 +161,6 @@ class Objective:
             token_weight=weights_T.to(device),
             sampled_ids=torch.tensor([t for r in responses for t in r], device=device),
         )
-
-
-def _right_padded(
-    prompts: Sequence[tuple[int, ...]], responses: Sequence[tuple[int, ...]], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Ids, and where in the flattened [B * L] the response tokens are predicted.
-
-    Padding on the right needs no mask: causal attention never looks at it.
-    """
-    width = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
-    rows: list[list[int]] = []
-    positions: list[int] = []
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        rows.append([*prompt, *response, *[0] * (width - len(prompt) - len(response))])
-        first = row * width + len(prompt) - 1
-        positions.extend(range(first, first + len(response)))
-    return torch.tensor(rows, device=device), torch.tensor(positions, device=device)
 
 
 def _marks(answer: Answer) -> tuple[bool, ...]:

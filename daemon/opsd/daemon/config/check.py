@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from opsd.daemon.config import training_rules
 from opsd.daemon.config.load import LoadedConfig
 from opsd.daemon.config.problems import Problem, hide_secrets, raise_problems
 from opsd.daemon.config.schema import OpsdConfig
@@ -181,45 +182,5 @@ def _timing(config: OpsdConfig) -> Iterator[_Finding]:
 
 
 def _training(config: OpsdConfig) -> Iterator[_Finding]:
-    """What the trainer would refuse, found before a run is queued for it."""
-    optim, prompt = config.training.optim, config.training.prompt
-    if optim.warmup_steps > optim.num_steps:
-        yield (
-            "training.optim.warmup_steps",
-            f"{optim.warmup_steps} is more than training.optim.num_steps ({optim.num_steps})",
-            "lower it",
-        )
-    for name, beta in (("adam_beta1", optim.adam_beta1), ("adam_beta2", optim.adam_beta2)):
-        if beta == 0:
-            yield f"training.optim.{name}", "is 0", "set it above 0, e.g. 0.9"
-    objective = config.training.objective
-    if objective.divergence == "policy_gradient" and objective.top_k:
-        yield (
-            "training.objective.top_k",
-            f"{objective.top_k} does not go with the policy gradient",
-            "set it to 0: the policy gradient looks at the sampled token only",
-        )
-    for word in objective.epistemic_words:
-        if word != word.strip() or not any(char.isalnum() for char in word):
-            yield (
-                "training.objective.epistemic_words",
-                f"holds {word!r}",
-                "name words or phrases, without space around them",
-            )
-    for name, template, placeholders in (
-        ("student_template", prompt.student_template, ("{problem}",)),
-        ("teacher_template", prompt.teacher_template, ("{problem}", "{solution}")),
-    ):
-        missing = [holder for holder in placeholders if holder not in template]
-        if missing:
-            yield (
-                f"training.prompt.{name}",
-                f"lacks {' and '.join(missing)}",
-                "put it where the text belongs",
-            )
-    if "{solution}" in prompt.student_template:
-        yield (
-            "training.prompt.student_template",
-            "holds {solution}",
-            "take it out: the student never sees it",
-        )
+    for key, message, fix in training_rules.findings(config.training):
+        yield f"training.{key}", message, fix

@@ -6,20 +6,12 @@ A field's description is what `opsd config init` writes beside it and what docs/
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Port = Annotated[int, Field(ge=0, le=65535)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveSeconds = Annotated[float, Field(gt=0.0)]
-
-
-class Section(BaseModel):
-    """A table of the file: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from opsd.daemon.config.section import Fraction, Port, PositiveInt, PositiveSeconds, Section
+from opsd.daemon.config.training import TrainingConfig
 
 
 class ModelConfig(Section):
@@ -180,127 +172,6 @@ class RunsConfig(Section):
         default=2,
         description="Launches of one run: a trainer lost with the daemon is started again "
         "from its checkpoint.",
-    )
-
-
-class PromptTraining(Section):
-    system: str = Field(
-        default="", description="System message of student and teacher; empty: none."
-    )
-    student_template: str = Field(default="{problem}", description="What the student is asked.")
-    teacher_template: str = Field(
-        default="{problem}\n\nReference solution: {solution}\nNow solve it your own way.",
-        description="What the teacher is asked.",
-    )
-    student_thinking: bool = Field(
-        default=False, description="The chat template's enable_thinking."
-    )
-    teacher_thinking: bool = Field(default=False, description="The same for the teacher.")
-
-
-class RolloutTraining(Section):
-    max_new_tokens: int = Field(
-        default=1024, ge=1, le=32768, description="Tokens of one rollout at most."
-    )
-    rollouts_per_problem: PositiveInt = Field(
-        default=1, description="Rollouts of one problem in one step."
-    )
-    temperature: float = Field(
-        default=1.1, gt=0.0, le=10.0, description="Of sampling and of the loss."
-    )
-    top_p: float = Field(default=0.95, gt=0.0, le=1.0, description="1: off.")
-    top_k: int = Field(default=20, ge=0, description="0: off.")
-
-
-class ObjectiveTraining(Section):
-    divergence: Literal["forward_kl", "reverse_kl", "jsd", "policy_gradient"] = Field(
-        default="forward_kl", description="Between teacher and student, at every token."
-    )
-    jsd_beta: float = Field(
-        default=0.5, gt=0.0, lt=1.0, description="Weight of the teacher in the mixture."
-    )
-    clip_mode: Literal["none", "clamp", "scale"] = Field(
-        default="clamp",
-        description="How an entry's share is bounded; at a tiny vocabulary: scale or none.",
-    )
-    clip_value: float = Field(
-        default=0.05, gt=0.0, description="Bound of one entry's share, in nats."
-    )
-    teacher: Literal["base", "incumbent", "ema"] = Field(
-        default="base", description="Who reads the solution."
-    )
-    ema_decay: float = Field(
-        default=0.999, ge=0.0, lt=1.0, description="Per step; read for ema only."
-    )
-    top_k: int = Field(
-        default=0,
-        ge=0,
-        description="Compare on the teacher's k greatest entries and the rest together; 0: on all.",
-    )
-    epistemic_words: tuple[str, ...] = Field(
-        default=(
-            "wait",
-            "hmm",
-            "maybe",
-            "perhaps",
-            "actually",
-            "alternatively",
-            "probably",
-            "might",
-            "not sure",
-            "let me check",
-        ),
-        description="Words and phrases of doubt; their tokens are counted apart.",
-    )
-    epistemic_weight: float = Field(
-        default=1.0, ge=0.0, le=1.0, description="Of those tokens in the loss; 0 shields them."
-    )
-
-
-class LoraTraining(Section):
-    rank: int = Field(default=64, ge=1, le=256, description="Rank of the update.")
-    alpha: float = Field(default=128.0, gt=0.0, description="Scale: alpha / rank.")
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Probability.")
-    target_modules: tuple[str, ...] = Field(
-        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        min_length=1,
-        description="Modules that get an update.",
-    )
-
-
-class OptimTraining(Section):
-    num_steps: PositiveInt = Field(default=100, description="Optimiser steps.")
-    problems_per_step: PositiveInt = Field(
-        default=32, description="Problems in a step, over all processes."
-    )
-    micro_batch_size: PositiveInt = Field(default=4, description="Sequences in one forward pass.")
-    learning_rate: float = Field(default=5e-6, gt=0.0, description="Peak.")
-    warmup_steps: int = Field(default=5, ge=0, description="Linear, from 0.")
-    final_lr_fraction: Fraction = Field(
-        default=0.1, description="Linear decay to this share of the peak."
-    )
-    adam_beta1: float = Field(default=0.9, ge=0.0, lt=1.0, description="AdamW.")
-    adam_beta2: float = Field(default=0.999, ge=0.0, lt=1.0, description="AdamW.")
-    adam_eps: float = Field(default=1e-8, gt=0.0, description="AdamW.")
-    weight_decay: float = Field(default=0.0, ge=0.0, description="AdamW, decoupled.")
-    max_grad_norm: float = Field(default=0.1, ge=0.0, description="0: off.")
-
-
-class TrainingConfig(Section):
-    """What a run is made with, unless its trigger overrides it."""
-
-    prompt: PromptTraining = PromptTraining()
-    rollout: RolloutTraining = RolloutTraining()
-    objective: ObjectiveTraining = ObjectiveTraining()
-    lora: LoraTraining = LoraTraining()
-    optim: OptimTraining = OptimTraining()
-    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Of everything random in a run.")
-    checkpoint_every_steps: int = Field(default=25, ge=0, description="0: none.")
-    heartbeat_interval_s: PositiveSeconds = Field(
-        default=5.0, description="Between a trainer's events."
-    )
-    continue_from_incumbent: bool = Field(
-        default=False, description="Train the incumbent's weights on, instead of a fresh adapter."
     )
 
 

@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from pydantic import BaseModel, ValidationError
 
-from opsd.daemon.config.schema import TrainingConfig
+from opsd.daemon.config.training import TrainingConfig
 from opsd.daemon.errors import InvalidInputError
 from opsd.v1 import training_pb2
 
@@ -26,14 +26,9 @@ FORBIDDEN: Final[dict[str, str]] = {
     "device": "set pool.device in the configuration",
     "num_processes": "set pool.num_devices in the configuration",
     "threads_per_process": "set pool.threads_per_process in the configuration",
+    "support": "the daemon sets it",
 }
 """RunSpec fields that a trigger may not set, and what to do instead."""
-
-_ENUM_PREFIXES: Final = {
-    "divergence": "DIVERGENCE_",
-    "clip_mode": "CLIP_MODE_",
-    "teacher": "TEACHER_",
-}
 
 
 def merge_overrides(training: TrainingConfig, overrides_json: str) -> TrainingConfig:
@@ -100,18 +95,31 @@ def _field(message: Message, key: str) -> Any:
 def _plain(field: Any, value: Any, dotted: str) -> object:
     """The value in the form that the configuration has it in."""
     if field.enum_type is not None:
-        known = field.enum_type.values_by_number.get(value)
-        if known is None or value == 0:
-            raise InvalidInputError(
-                f"overrides: {dotted} is unspecified; choose one of "
-                f"{', '.join(v.name for v in field.enum_type.values if v.number)}, or leave it out"
-            )
-        return known.name.removeprefix(_ENUM_PREFIXES[field.name]).lower()
+        values = list(value) if field.is_repeated else [value]
+        names = tuple(_enum_name(field.enum_type, number, dotted) for number in values)
+        return names if field.is_repeated else names[0]
     if field.is_repeated:
         return tuple(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidInputError(f"overrides: {dotted} must be a finite number, got {value}")
     return value
+
+
+def enum_prefix(descriptor: Any) -> str:
+    """What the names of an enum's values begin with, e.g. ``CLIP_MODE_`` of ClipMode."""
+    unspecified: str = descriptor.values_by_number[0].name
+    return unspecified.removesuffix("UNSPECIFIED")
+
+
+def _enum_name(descriptor: Any, number: int, dotted: str) -> str:
+    known = descriptor.values_by_number.get(number)
+    if known is None or number == 0:
+        raise InvalidInputError(
+            f"overrides: {dotted} is unspecified; choose one of "
+            f"{', '.join(v.name for v in descriptor.values if v.number)}, or leave it out"
+        )
+    name: str = known.name
+    return name.removeprefix(enum_prefix(descriptor)).lower()
 
 
 def _explain(error: ValidationError) -> str:

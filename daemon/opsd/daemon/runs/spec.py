@@ -6,14 +6,21 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from google.protobuf import json_format
 
-from opsd.daemon.config.schema import PoolConfig, TrainingConfig
+from opsd.daemon.config import training_rules
+from opsd.daemon.config.schema import PoolConfig
+from opsd.daemon.config.training import (
+    ObjectiveTraining,
+    PromptTraining,
+    RolloutTraining,
+    TrainingConfig,
+)
 from opsd.daemon.errors import InvalidInputError
 from opsd.daemon.runs.files import write_atomically
-from opsd.daemon.runs.overrides import merge_overrides
+from opsd.daemon.runs.overrides import enum_prefix, merge_overrides
 from opsd.daemon.types.engine import BASE
 from opsd.v1 import training_pb2
 
@@ -51,6 +58,7 @@ class SpecBuilder:
     pool: PoolConfig
     model: ModelFacts
     stall_timeout_s: float
+    support_address: str = ""  # see training.proto's SupportRef
 
     def resolve(self, overrides_json: str) -> TrainingConfig:
         """The training section of this run; raises InvalidInputError naming field and fix."""
@@ -79,9 +87,9 @@ class SpecBuilder:
                 fingerprint=self.model.fingerprint,
             ),
             shard=shard,
-            prompt=training_pb2.PromptSpec(**training.prompt.model_dump()),
-            rollout=training_pb2.RolloutSpec(**training.rollout.model_dump()),
-            objective=_objective(training, starting),
+            prompt=_prompt(training.prompt),
+            rollout=_rollout(training.rollout),
+            objective=_objective(training.objective, starting),
             lora=training_pb2.LoraSpec(**training.lora.model_dump()),
             optim=training_pb2.OptimSpec(**training.optim.model_dump()),
             seed=training.seed,
@@ -92,6 +100,16 @@ class SpecBuilder:
             device=resolve_device(self.pool.device),
             num_processes=self.pool.num_devices,
             threads_per_process=self.pool.threads_per_process,
+            teacher_check=training_pb2.TeacherCheckSpec(**training.teacher_check.model_dump()),
+            curriculum=training_pb2.CurriculumSpec(**training.curriculum.model_dump()),
+            token_audit=training_pb2.TokenAuditSpec(**training.token_audit.model_dump()),
+            parallel=training_pb2.ParallelSpec(
+                sharding=_enum(training_pb2.Sharding, training.parallel.sharding),
+                gradient_checkpointing=training.parallel.gradient_checkpointing,
+            ),
+            support=training_pb2.SupportRef(address=self.support_address),
+            keep_checkpoints=training.keep_checkpoints,
+            export_every_steps=training.export_every_steps,
         )
 
     def _check(self, training: TrainingConfig) -> None:
@@ -106,33 +124,8 @@ class SpecBuilder:
                 f"silent for runs.stall_timeout_s = {self.stall_timeout_s:g} is killed: lower the "
                 "former or raise the latter"
             )
-        optim = training.optim
-        if optim.warmup_steps > optim.num_steps:
-            raise InvalidInputError(
-                f"optim.warmup_steps is {optim.warmup_steps}, more than optim.num_steps = "
-                f"{optim.num_steps}: lower it"
-            )
-        if not (optim.adam_beta1 and optim.adam_beta2):
-            raise InvalidInputError("optim.adam_beta1 and optim.adam_beta2 must be above 0")
-        if training.objective.divergence == "policy_gradient" and training.objective.top_k:
-            raise InvalidInputError(
-                "objective.top_k must be 0 for the policy gradient, which looks at the sampled "
-                "token only"
-            )
-        for word in training.objective.epistemic_words:
-            if word != word.strip() or not any(char.isalnum() for char in word):
-                raise InvalidInputError(
-                    f"objective.epistemic_words holds {word!r}: words or phrases are expected, "
-                    "without space around them"
-                )
-        if "{solution}" in training.prompt.student_template:
-            raise InvalidInputError(
-                "prompt.student_template holds {solution}: take it out, the student never sees it"
-            )
-        _check_template("student_template", training.prompt.student_template, ("{problem}",))
-        _check_template(
-            "teacher_template", training.prompt.teacher_template, ("{problem}", "{solution}")
-        )
+        for key, message, fix in training_rules.findings(training):
+            raise InvalidInputError(f"{key} {message}: {fix}")
 
 
 def resolve_device(configured: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
@@ -166,28 +159,34 @@ def read_spec(spec_json: str) -> training_pb2.RunSpec:
     return json_format.Parse(spec_json, training_pb2.RunSpec())
 
 
-def _objective(training: TrainingConfig, starting: Starting) -> training_pb2.ObjectiveSpec:
-    objective = training.objective
+def _prompt(prompt: PromptTraining) -> training_pb2.PromptSpec:
+    fields = prompt.model_dump()
+    fields["contexts"] = [_enum(training_pb2.Context, name) for name in prompt.contexts]
+    return training_pb2.PromptSpec(**fields)
+
+
+def _rollout(rollout: RolloutTraining) -> training_pb2.RolloutSpec:
+    fields = rollout.model_dump()
+    fields["sampler"] = _enum(training_pb2.Sampler, rollout.sampler)
+    return training_pb2.RolloutSpec(**fields)
+
+
+def _objective(objective: ObjectiveTraining, starting: Starting) -> training_pb2.ObjectiveSpec:
+    fields = objective.model_dump()
     teacher = objective.teacher
     if teacher == "incumbent" and starting.adapter == BASE:
         teacher = "base"
-    return training_pb2.ObjectiveSpec(
-        divergence=training_pb2.Divergence.Value(f"DIVERGENCE_{objective.divergence.upper()}"),
-        jsd_beta=objective.jsd_beta,
-        clip_mode=training_pb2.ClipMode.Value(f"CLIP_MODE_{objective.clip_mode.upper()}"),
-        clip_value=objective.clip_value,
-        teacher=training_pb2.Teacher.Value(f"TEACHER_{teacher.upper()}"),
-        teacher_adapter_path=starting.path if teacher == "incumbent" else "",
-        ema_decay=objective.ema_decay,
-        top_k=objective.top_k,
-        epistemic_words=objective.epistemic_words,
-        epistemic_weight=objective.epistemic_weight,
-    )
+    fields |= {
+        "method": _enum(training_pb2.Method, objective.method),
+        "divergence": _enum(training_pb2.Divergence, objective.divergence),
+        "clip_mode": _enum(training_pb2.ClipMode, objective.clip_mode),
+        "teacher": _enum(training_pb2.Teacher, teacher),
+        "teacher_adapter_path": starting.path if teacher == "incumbent" else "",
+    }
+    return training_pb2.ObjectiveSpec(**fields)
 
 
-def _check_template(name: str, template: str, placeholders: tuple[str, ...]) -> None:
-    missing = [placeholder for placeholder in placeholders if placeholder not in template]
-    if missing:
-        raise InvalidInputError(
-            f"prompt.{name} lacks {' and '.join(missing)}: put it where the text belongs"
-        )
+def _enum(kind: Any, name: str) -> Any:
+    """The value that the configuration calls ``name``: its own name has the type's before it."""
+    prefix = enum_prefix(kind.DESCRIPTOR)
+    return kind.Value(prefix + name.upper())
