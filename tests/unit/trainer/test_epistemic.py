@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.trainer.test_objective import gradient, network_of, objective
+from tests.unit.trainer.methods.test_distil import gradient, network_of, objective, summed
 
 from opsd.trainer.epistemic import EpistemicTokens
-from opsd.trainer.model import load_base
-from opsd.trainer.objective import Answer, Durations
+from opsd.trainer.lora import StudentTeacher
+from opsd.trainer.methods import Answer
+from opsd.trainer.model import BaseModel, load_base
 from opsd.v1 import training_pb2
 
 WORDS = ("wait", "maybe", "maybe not", "let me check")
@@ -70,29 +71,28 @@ PLAIN = Answer((1, 2, 3), (1, 2, 3, 4, 5), (10, 11, 12, 13), False)
 DOUBT = Answer((1, 2, 3), (1, 2, 3, 4, 5), (10, 11, 12, 13), False, (False, True, True, False))
 
 
-def gradient_of(network: Any, answers: list[Answer], **fields: Any) -> torch.Tensor:
-    goal = objective(network, 8, **fields)
-    network.student.grad_P.zero_()
-    goal.accumulate(answers, len(answers), Durations())
-    return network.student.grad_P.clone()  # type: ignore[no-any-return]
+def gradient_of(
+    network: StudentTeacher, base: BaseModel, answers: list[Answer], weight: float
+) -> torch.Tensor:
+    return gradient(network, objective(network, base, epistemic_weight=weight), answers)
 
 
 def test_a_shielded_token_has_no_part_in_the_gradient(make_run: Any) -> None:
-    network, _, _ = network_of(make_run())
-    unshielded = gradient_of(network, [DOUBT], epistemic_weight=1.0)
-    torch.testing.assert_close(unshielded, gradient_of(network, [PLAIN], epistemic_weight=0.0))
-    shielded = gradient_of(network, [DOUBT], epistemic_weight=0.0)
-    half = gradient_of(network, [DOUBT], epistemic_weight=0.5)
+    network, _, base = network_of(make_run())
+    unshielded = gradient_of(network, base, [DOUBT], 1.0)
+    torch.testing.assert_close(unshielded, gradient_of(network, base, [PLAIN], 0.0))
+    shielded = gradient_of(network, base, [DOUBT], 0.0)
+    half = gradient_of(network, base, [DOUBT], 0.5)
     assert (shielded - unshielded).norm() > 0.01 * unshielded.norm()
     torch.testing.assert_close(half, (shielded + unshielded) / 2)
     everything = replace(PLAIN, epistemic=(True,) * 4)
-    assert not gradient_of(network, [everything], epistemic_weight=0.0).any()
+    assert not gradient_of(network, base, [everything], 0.0).any()
 
 
 def test_shielded_tokens_are_still_counted(make_run: Any) -> None:
-    network, _, _ = network_of(make_run())
+    network, _, base = network_of(make_run())
     sums = [
-        objective(network, 8, epistemic_weight=weight).accumulate([DOUBT, PLAIN], 2, Durations())
+        summed(objective(network, base, epistemic_weight=weight), [DOUBT, PLAIN])
         for weight in (0.0, 1.0)
     ]
     assert sums[0] == sums[1]
@@ -104,8 +104,8 @@ def test_training_need_not_strip_the_words(make_run: Any) -> None:
     """The student is pulled to a teacher for whom the word is less likely; the shield holds it."""
 
     def trained(weight: float) -> tuple[float, float]:
-        network, _, _ = network_of(make_run(f"weight-{weight}"))
-        goal = objective(network, 8, epistemic_weight=weight)
+        network, _, base = network_of(make_run(f"weight-{weight}"))
+        goal = objective(network, base, epistemic_weight=weight)
         parameters = torch.nn.Parameter(network.student.weights_P, requires_grad=True)
         parameters.grad = network.student.grad_P
         optimizer = torch.optim.Adam([parameters], lr=0.02)
@@ -114,7 +114,7 @@ def test_training_need_not_strip_the_words(make_run: Any) -> None:
         for _ in range(40):
             assert parameters.grad is not None
             parameters.grad.zero_()
-            sums = goal.accumulate(answers, len(answers), Durations())
+            sums = summed(goal, answers)
             first = first or sums
             optimizer.step()
         assert first is not None
@@ -162,7 +162,7 @@ def test_the_forms_of_the_loss_train(make_run: Any, train: Any) -> None:
 
 def test_top_k_of_everything_is_the_whole_divergence(make_run: Any) -> None:
     network, _, base = network_of(make_run())
-    whole = gradient(network, objective(network, 2))
+    whole = gradient(network, objective(network, base))
     vocab = base.causal.config.vocab_size
-    torch.testing.assert_close(gradient(network, objective(network, 2, top_k=vocab)), whole)
-    assert (gradient(network, objective(network, 2, top_k=3)) - whole).norm() > 0
+    torch.testing.assert_close(gradient(network, objective(network, base, top_k=vocab)), whole)
+    assert (gradient(network, objective(network, base, top_k=3)) - whole).norm() > 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from opsd.trainer import failpoints
 from opsd.trainer.adapter_io import content_digest
@@ -130,21 +131,67 @@ def test_nan_stops_the_run_and_saves_nothing(
     assert outcome.events[-1].kind == "failed"
 
 
+def test_some_steps_with_nan_are_left_out_and_counted(
+    make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(failpoints.VARIABLE, "nan-at-step:1")
+    settings = {"optim": OPTIM | {"max_skipped_steps": 1}, "checkpoint_every_steps": 2}
+    outcome = train(make_run(**settings))
+    assert outcome.status == 0, outcome.result.error
+    assert outcome.result.skipped_steps == 1
+    steps = [event for event in outcome.events if event.kind == "step"]
+    assert [event.metrics.skipped for event in steps] == [False, True, False, False]
+    assert "changed nothing (1 so far)" in steps[1].message
+    assert steps[1].metrics.loss == 0
+    # Resumed from step 2, the count goes on and one more is one too many.
+    (outcome.run_dir / "result.json").unlink()
+    monkeypatch.setenv(failpoints.VARIABLE, "nan-at-step:3")
+    again = train(outcome.run_dir / "run.json")
+    assert again.status == 1
+    assert again.result.error.startswith("NonFiniteError: step 3: loss is not finite")
+
+
+def test_a_skipped_step_changes_nothing(
+    make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optim = OPTIM | {"num_steps": 1, "max_skipped_steps": 1}
+    untouched = train(make_run("short", optim=optim | {"learning_rate": 1e-30}))
+    monkeypatch.setenv(failpoints.VARIABLE, "nan-at-step:0")
+    skipped = train(make_run("nan", optim=optim))
+    weights = [
+        load_file(o.run_dir / "adapter" / "adapter_model.safetensors") for o in (untouched, skipped)
+    ]
+    for name, tensor in weights[1].items():
+        torch.testing.assert_close(tensor, weights[0][name], atol=1e-20, rtol=0)
+
+
+def test_exports_are_the_adapter_after_their_steps(make_run: MakeRun, train: Train) -> None:
+    outcome = train(make_run(export_every_steps=2, optim=OPTIM | {"num_steps": 6}))
+    exports = [event for event in outcome.events if event.kind == "export"]
+    assert [event.step for event in exports] == [2, 4]
+    folders = [outcome.run_dir / "adapters" / f"step-{n:08d}" for n in (2, 4)]
+    assert sorted((outcome.run_dir / "adapters").iterdir()) == folders
+    assert [event.message for event in exports] == [content_digest(path) for path in folders]
+    assert 0 < exports[0].metrics.generated_tokens < exports[1].metrics.generated_tokens
+    one = load_file(folders[1] / "adapter_model.safetensors")
+    final = load_file(outcome.run_dir / "adapter" / "adapter_model.safetensors")
+    assert one.keys() == final.keys()
+    assert any(not torch.equal(one[name], final[name]) for name in one)
+
+
 def test_a_non_finite_gradient_is_named(
     make_run: MakeRun, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from opsd.trainer.objective import Objective
+    from opsd.trainer.step import Stepper
 
-    accumulate = Objective.accumulate
+    norm = Stepper._finite_norm
 
-    def spoil(self: Objective, *arguments: Any) -> Any:
-        sums = accumulate(self, *arguments)
-        student = self._network.student
-        assert student.grad_P is not None
-        student.grad_P[-1] = float("inf")
-        return sums
+    def spoil(self: Stepper, *arguments: Any) -> float:
+        assert self.weights.grad is not None
+        self.weights.grad[-1] = float("inf")
+        return norm(self, *arguments)
 
-    monkeypatch.setattr(Objective, "accumulate", spoil)
+    monkeypatch.setattr(Stepper, "_finite_norm", spoil)
     outcome = train(make_run())
     assert outcome.status == 1
     assert "step 0: the gradient of base_model." in outcome.result.error

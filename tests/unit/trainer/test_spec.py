@@ -22,7 +22,9 @@ def test_defaults_are_filled_in(make_run: MakeRun) -> None:
     assert spec.objective.clip_mode == training_pb2.CLIP_MODE_NONE
     assert spec.objective.teacher == training_pb2.TEACHER_BASE
     assert spec.prompt.student_template == "{problem}"
-    assert "Reference solution: {solution}" in spec.prompt.teacher_template
+    assert "{context}" in spec.prompt.teacher_template
+    assert spec.prompt.solution_section == "Reference solution: {solution}"
+    assert spec.objective.method == training_pb2.METHOD_OPSD
     assert (spec.rollout.rollouts_per_problem, spec.rollout.top_p) == (1, 1.0)
     assert (spec.optim.adam_beta1, spec.optim.adam_beta2) == (0.9, 0.999)
     assert len(spec.lora.target_modules) == 7

@@ -1,8 +1,8 @@
 """Checkpoints: all that a step changes, so that a resumed run equals one that never stopped.
 
 `checkpoints/step-00000025/` holds state.safetensors (flat LoRA weights, Adam moments, the averaged
-teacher) and meta.json (step, place in the data, tokens generated, digests). There is no random
-state: every draw is a function of the seed and the step.
+teacher), curriculum.json (solve rates) and meta.json (step, place in the data, counts, digests).
+There is no random state: every draw is a function of the seed and the step.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from opsd.trainer.files import fsync_dir, write_durably
 from opsd.trainer.step import Stepper
 from opsd.v1 import training_pb2
 
-KEEP = 2
+DEFAULT_KEEP = 2
 
 
 class Checkpoints:
@@ -34,31 +34,39 @@ class Checkpoints:
 
     def __init__(self, directory: Path, spec: training_pb2.RunSpec) -> None:
         self._directory = directory
+        self._keep = spec.keep_checkpoints or DEFAULT_KEEP
+        self._model = spec.model.path, spec.model.fingerprint
         self._spec_sha256 = hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
 
     def save(self, stepper: Stepper, steps_done: int) -> None:
-        """Writes one whole and drops all but the last `KEEP`."""
+        """Writes one whole and drops all but the last `keep_checkpoints`."""
         self._directory.mkdir(exist_ok=True)
         target = self._directory / f"step-{steps_done:08d}"
         temporary = self._directory / f".{target.name}.{os.getpid()}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         state = save(_tensors(stepper))
+        curriculum = json.dumps(stepper.curriculum.state()).encode()
         meta = {
             "steps_done": steps_done,
             "position": stepper.draws.position,
             "generated_tokens": stepper.generated_tokens,
+            "skipped_steps": stepper.num_skipped,
+            "model_path": self._model[0],
+            "model_fingerprint": self._model[1],
             "spec_sha256": self._spec_sha256,
             "state_sha256": hashlib.sha256(state).hexdigest(),
+            "curriculum_sha256": hashlib.sha256(curriculum).hexdigest(),
         }
         write_durably(temporary / "state.safetensors", state)
+        write_durably(temporary / "curriculum.json", curriculum)
         write_durably(temporary / "meta.json", json.dumps(meta, indent=2).encode() + b"\n")
         fsync_dir(temporary)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
         fsync_dir(self._directory)
-        for old in self._newest_first()[KEEP:]:
+        for old in self._newest_first()[self._keep :]:
             shutil.rmtree(old)
 
     def resume(self, stepper: Stepper) -> int:
@@ -71,7 +79,13 @@ class Checkpoints:
             found = _read(path)
             if found is None:
                 continue
-            meta, tensors = found
+            meta, tensors, curriculum = found
+            theirs = meta["model_path"], meta["model_fingerprint"]
+            if theirs != self._model:
+                raise CheckpointError(
+                    f"{path} is of the base model {_model_name(theirs)}, run.json names "
+                    f"{_model_name(self._model)}; use an empty output_dir"
+                )
             if meta["spec_sha256"] != self._spec_sha256:
                 raise CheckpointError(
                     f"{path} belongs to another run.json; use an empty output_dir"
@@ -79,6 +93,8 @@ class Checkpoints:
             _restore(stepper, tensors)
             stepper.draws.seek(meta["position"])
             stepper.generated_tokens = meta["generated_tokens"]
+            stepper.num_skipped = meta["skipped_steps"]
+            stepper.curriculum.restore(curriculum)
             return int(meta["steps_done"])
         return 0
 
@@ -86,16 +102,23 @@ class Checkpoints:
         return sorted(self._directory.glob("step-*"), reverse=True)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+def _model_name(model: tuple[str, str]) -> str:
+    path, fingerprint = model
+    return f"{path} ({fingerprint[:12] or 'no fingerprint given'})"
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]] | None:
     """The checkpoint, or None where its bytes are not what was written."""
     try:
         meta: dict[str, Any] = json.loads((path / "meta.json").read_bytes())
         state = (path / "state.safetensors").read_bytes()
-        if hashlib.sha256(state).hexdigest() != meta["state_sha256"]:
-            return None
+        curriculum = (path / "curriculum.json").read_bytes()
+        for data, name in ((state, "state_sha256"), (curriculum, "curriculum_sha256")):
+            if hashlib.sha256(data).hexdigest() != meta[name]:
+                return None
     except (OSError, ValueError, KeyError):
         return None
-    return meta, load(state)
+    return meta, load(state), json.loads(curriculum)
 
 
 def _tensors(stepper: Stepper) -> dict[str, Tensor]:

@@ -14,11 +14,15 @@ _TEXT_FIELDS = ("id", "prompt", "solution")
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A problem with its verified solution. What else a line holds is for audits, not training."""
+    """A problem with its verified solution, what its verifier needs, and what earlier runs saw."""
 
     id: str
     prompt: str
     solution: str
+    reference: str = ""
+    verifier: str = ""
+    attempts: int = 0
+    solved: int = 0
 
 
 def load_shard(ref: training_pb2.ShardRef) -> list[Pair]:
@@ -37,11 +41,8 @@ def load_shard(ref: training_pb2.ShardRef) -> list[Pair]:
     pairs = [_pair(path, number, line) for number, line in enumerate(data.splitlines(), 1)]
     if len(pairs) != ref.num_pairs:
         raise ShardError(f"shard {path}: {len(pairs)} pairs, the spec says {ref.num_pairs}")
-    seen: set[str] = set()
-    for number, pair in enumerate(pairs, 1):
-        if pair.id in seen:
-            raise ShardError(f"shard {path}, line {number}: id {pair.id!r} occurs twice")
-        seen.add(pair.id)
+    _expect_distinct(path, "id", [pair.id for pair in pairs])
+    _expect_distinct(path, "prompt", [pair.prompt for pair in pairs])
     return pairs
 
 
@@ -55,7 +56,36 @@ def _pair(path: Path, number: int, line: bytes) -> Pair:
     for name in _TEXT_FIELDS:
         if not isinstance(row.get(name), str) or not row[name]:
             raise ShardError(f"shard {path}, line {number}: {name} must be a non-empty string")
-    return Pair(*(row[name] for name in _TEXT_FIELDS))
+    for name in ("reference", "verifier"):
+        if not isinstance(row.get(name, ""), str):
+            raise ShardError(f"shard {path}, line {number}: {name} must be a string")
+    attempts, solved = row.get("attempts", 0), row.get("solved", 0)
+    if not (isinstance(attempts, int) and isinstance(solved, int) and 0 <= solved <= attempts):
+        raise ShardError(
+            f"shard {path}, line {number}: solved and attempts must be counts, solved at most "
+            f"attempts, not {solved!r} and {attempts!r}"
+        )
+    return Pair(
+        id=row["id"],
+        prompt=row["prompt"],
+        solution=row["solution"],
+        reference=row.get("reference", ""),
+        verifier=row.get("verifier", ""),
+        attempts=attempts,
+        solved=solved,
+    )
+
+
+def _expect_distinct(path: Path, name: str, values: list[str]) -> None:
+    first: dict[str, int] = {}
+    for number, value in enumerate(values, 1):
+        if value in first:
+            shown = value if len(value) <= 60 else value[:60] + "…"
+            raise ShardError(
+                f"shard {path}, line {number}: {name} {shown!r} occurs twice, first in line "
+                f"{first[value]}; keep one of them"
+            )
+        first[value] = number
 
 
 class DrawOrder:

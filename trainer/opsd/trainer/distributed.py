@@ -1,6 +1,7 @@
 """The process group: torchrun's environment, or one process alone."""
 
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from opsd.trainer import environment
 from opsd.trainer.errors import RankDisagreementError, SpecError
+
+Item = TypeVar("Item")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
@@ -49,6 +52,14 @@ class Ranks:
         """Everyone takes rank 0's values, in place."""
         if self.world_size > 1:
             dist.broadcast(tensor, src=0)
+
+    def gather(self, mine: list[Item]) -> list[list[Item]]:
+        """Every rank's list, in the order of the ranks."""
+        if self.world_size == 1:
+            return [mine]
+        parts: list[list[Item]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(parts, mine)
+        return parts
 
     def check_agreement(self, tensor: Tensor, name: str) -> None:
         """Raises `RankDisagreementError` unless every rank holds the same bytes."""

@@ -65,6 +65,14 @@ class NonFiniteError(TrainerError, ArithmeticError):
         )
 
 
+class SupportError(TrainerError, RuntimeError):
+    """The daemon that started the run cannot be reached, or refuses."""
+
+
+class TeacherCheckError(TrainerError, RuntimeError):
+    """The teacher cannot read its context, or what the context says does not matter."""
+
+
 class RankDisagreementError(TrainerError, RuntimeError):
     """The ranks hold different LoRA weights."""
 

@@ -41,7 +41,11 @@ class EventLog:
         self.step = 0
 
     def write(
-        self, kind: str, message: str = "", metrics: training_pb2.StepMetrics | None = None
+        self,
+        kind: str,
+        message: str = "",
+        metrics: training_pb2.StepMetrics | None = None,
+        teacher_check: training_pb2.TeacherCheckReport | None = None,
     ) -> None:
         """One event about the current step."""
         if self._file is None:
@@ -54,6 +58,7 @@ class EventLog:
             num_steps=self._num_steps,
             metrics=metrics,
             message=message,
+            teacher_check=teacher_check,
         )
         self._file.write(to_json(event).encode() + b"\n")
         self._file.flush()

@@ -100,6 +100,17 @@ class StudentTeacher:
         with torch.no_grad(), self._as_teacher():
             return self._hidden(ids_BL)
 
+    def base_hidden_BLD(self, ids_BL: Tensor) -> Tensor:
+        """Last hidden states of the model without any adapter, without gradient."""
+        with torch.no_grad(), self._without_lora():
+            return self._hidden(ids_BL)
+
+    @contextlib.contextmanager
+    def teacher_network(self) -> Iterator[Any]:
+        """The teacher for sampling, in eval mode."""
+        with torch.no_grad(), self._as_teacher():
+            yield self.causal
+
     def update_ema(self) -> None:
         """Moves the averaged teacher by one step, where there is one."""
         if self.ema is not None:

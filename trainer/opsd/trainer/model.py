@@ -52,6 +52,12 @@ class BaseModel:
     eos_ids: frozenset[int]
     pad_id: int
 
+    @property
+    def eos_id(self) -> int:
+        """The token that ends an answer which is trained on as text."""
+        own = self.tokenizer.eos_token_id
+        return own if isinstance(own, int) else min(self.eos_ids)
+
 
 def load_base(ref: training_pb2.ModelRef, device: torch.device) -> BaseModel:
     """Loads and checks the model; raises `ModelError` saying what is wrong."""

@@ -1,76 +1,95 @@
-"""What student and teacher read: the same problem, the teacher with the solution."""
+"""Token ids of what student and teacher read, up to where the answer begins."""
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from opsd.trainer.data import DrawOrder, Pair
+from opsd.trainer.contexts import NO_MATERIAL, Contexts, Material, fill, kinds_of
+from opsd.trainer.data import Pair
 from opsd.trainer.errors import PromptError
 from opsd.v1 import training_pb2
 
-_PLACEHOLDER = re.compile(r"\{(problem|solution)\}")
-
-
-@dataclass(frozen=True, slots=True)
-class PromptPair:
-    """Token ids of both prompts of one problem, up to where the answer begins."""
-
-    pair_id: str
-    student_ids: tuple[int, ...]
-    teacher_ids: tuple[int, ...]
-
-
-def fill(template: str, *, problem: str, solution: str = "") -> str:
-    """Replaces `{problem}` and `{solution}` in one pass: braces in either text stay as they are."""
-    values = {"problem": problem, "solution": solution}
-    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
-
 
 class PromptMaker:
-    """Makes both prompts through the tokenizer's chat template and keeps them.
+    """Makes prompts through the tokenizer's chat template and keeps those that can come again.
 
     Args:
         tokenizer: of the model, with a chat template.
-        spec: templates and thinking of both roles.
-        max_prompt_tokens: a problem with a longer prompt, of either role, is skipped.
+        spec: prompt, objective.method and rollout.max_new_tokens are read.
+        context_tokens: of the model; a prompt that leaves no room in it for what follows is not
+            made.
     """
 
-    def __init__(
-        self, tokenizer: Any, spec: training_pb2.PromptSpec, max_prompt_tokens: int
-    ) -> None:
+    def __init__(self, tokenizer: Any, spec: training_pb2.RunSpec, context_tokens: int) -> None:
         if not tokenizer.chat_template:
             raise PromptError("the model's tokenizer has no chat template; add chat_template.jinja")
-        if max_prompt_tokens < 1:
-            raise PromptError(
-                "rollout.max_new_tokens leaves no room for a prompt in the model's context"
-            )
         self._tokenizer = tokenizer
-        self._spec = spec
-        self._max_prompt_tokens = max_prompt_tokens
-        self._made: dict[str, PromptPair | None] = {}
+        self._spec = spec.prompt
+        self._contexts = Contexts(spec.prompt, kinds_of(spec))
+        self._max_prompt_tokens = context_tokens - spec.rollout.max_new_tokens
+        reasoning = spec.prompt.reason_first_tokens
+        self._transition: tuple[int, ...] = ()
+        if reasoning:
+            self._transition = self.plain_ids(spec.prompt.reason_first_transition)
+        self._max_teacher_tokens = self._max_prompt_tokens - reasoning - len(self._transition)
+        if min(self._max_prompt_tokens, self._max_teacher_tokens) < 1:
+            raise PromptError(
+                f"rollout.max_new_tokens ({spec.rollout.max_new_tokens}) and "
+                f"prompt.reason_first_tokens ({reasoning}) leave no room for a prompt in the "
+                f"model's context of {context_tokens} tokens; lower them"
+            )
+        self._student: dict[str, tuple[int, ...] | None] = {}
+        self._teacher: dict[str, tuple[int, ...] | None] = {}
 
     @property
     def num_skipped(self) -> int:
-        """Distinct problems met so far whose prompt is too long."""
-        return sum(made is None for made in self._made.values())
-
-    def make(self, pair: Pair) -> PromptPair | None:
-        """Both prompts, or None where one of them is too long."""
-        if pair.id not in self._made:
-            self._made[pair.id] = self._make(pair)
-        return self._made[pair.id]
-
-    def _make(self, pair: Pair) -> PromptPair | None:
-        spec = self._spec
-        student = self._ids(fill(spec.student_template, problem=pair.prompt), spec.student_thinking)
-        teacher = self._ids(
-            fill(spec.teacher_template, problem=pair.prompt, solution=pair.solution),
-            spec.teacher_thinking,
+        """Distinct problems met so far whose own prompts are too long."""
+        short = self._teacher
+        return sum(
+            ids is None or (pair_id in short and short[pair_id] is None)
+            for pair_id, ids in self._student.items()
         )
-        if max(len(student), len(teacher)) > self._max_prompt_tokens:
+
+    def student_ids(self, pair: Pair) -> tuple[int, ...] | None:
+        """What the student reads; None where it is too long."""
+        if pair.id not in self._student:
+            text = fill(self._spec.student_template, {"problem": pair.prompt})
+            ids = self._ids(text, self._spec.student_thinking)
+            self._student[pair.id] = ids if len(ids) <= self._max_prompt_tokens else None
+        return self._student[pair.id]
+
+    def teacher_ids(
+        self, pair: Pair, material: Material = NO_MATERIAL, source: Pair | None = None
+    ) -> tuple[int, ...] | None:
+        """What the teacher reads; None where it is too long, or there is nothing to tell.
+
+        Args:
+            pair: the problem.
+            material: of the attempt.
+            source: whose solution and answer are told, for controls; by default the pair's own.
+        """
+        if material is not NO_MATERIAL or source is not None:
+            return self._make_teacher(pair, source or pair, material)
+        if pair.id not in self._teacher:
+            self._teacher[pair.id] = self._make_teacher(pair, pair, material)
+        return self._teacher[pair.id]
+
+    def join_reasoning(
+        self, teacher: tuple[int, ...], reasoning: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """The teacher's prompt with what it wrote first, ready for the attempt."""
+        return (*teacher, *reasoning, *self._transition)
+
+    def plain_ids(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text without special ones."""
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _make_teacher(self, pair: Pair, source: Pair, material: Material) -> tuple[int, ...] | None:
+        text = self._contexts.message(pair, source, material)
+        if text is None:
             return None
-        return PromptPair(pair.id, student, teacher)
+        if self._spec.reason_first_tokens:
+            text = f"{text}\n\n{self._spec.reason_first_instruction}"
+        ids = self._ids(text, self._spec.teacher_thinking)
+        return ids if len(ids) <= self._max_teacher_tokens else None
 
     def _ids(self, text: str, thinking: bool) -> tuple[int, ...]:
         messages = [{"role": "user", "content": text}]
@@ -85,39 +104,3 @@ class PromptMaker:
         if not ids:
             raise PromptError("the chat template made an empty prompt")
         return tuple(ids)
-
-
-class Draws:
-    """Takes the next usable problems of the order, remembering how far it came."""
-
-    def __init__(self, pairs: list[Pair], seed: int, maker: PromptMaker) -> None:
-        self._num_pairs = len(pairs)
-        self._order = DrawOrder(pairs, seed)
-        self._maker = maker
-        self.position = 0
-        self._upcoming: Iterator[Pair] = self._order.from_position(0)
-
-    def seek(self, position: int) -> None:
-        """Goes on from a position that an earlier process had reached."""
-        self.position = position
-        self._upcoming = self._order.from_position(position)
-
-    def take(self, count: int) -> list[PromptPair]:
-        """The next `count` problems that fit; raises `PromptError` where none of the shard does."""
-        taken: list[PromptPair] = []
-        misses = 0
-        while len(taken) < count:
-            prompts = self._maker.make(next(self._upcoming))
-            self.position += 1
-            if prompts is not None:
-                taken.append(prompts)
-                misses = 0
-                continue
-            misses += 1
-            # Two epochs' worth, since a run of draws may straddle two orders.
-            if misses >= 2 * self._num_pairs:
-                raise PromptError(
-                    f"all {self._num_pairs} problems are too long for the model's context with "
-                    "rollout.max_new_tokens; lower it or shorten the prompts"
-                )
-        return taken

@@ -1,23 +1,30 @@
 """One optimisation step: sample, compare with the teacher, move."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 
 import torch
 
 from opsd.trainer import failpoints
-from opsd.trainer.data import load_shard
+from opsd.trainer.attempts import Attempt, Outcomes, attempt_texts, shared_outcomes, verified
+from opsd.trainer.curriculum import Curriculum
+from opsd.trainer.data import Pair, load_shard
 from opsd.trainer.distributed import Ranks
-from opsd.trainer.epistemic import EpistemicTokens
+from opsd.trainer.draws import Draws
 from opsd.trainer.errors import NonFiniteError
 from opsd.trainer.lora import StudentTeacher
 from opsd.trainer.loss import in_use
+from opsd.trainer.methods import Answer, Durations, StepSums, make_method
+from opsd.trainer.methods.accumulate import accumulate
+from opsd.trainer.methods.distil import DistilledBatch
 from opsd.trainer.model import BaseModel
-from opsd.trainer.objective import Answer, Durations, Objective, StepSums
-from opsd.trainer.prompts import Draws, PromptMaker, PromptPair
+from opsd.trainer.prompts import PromptMaker
 from opsd.trainer.rollout import sample_rollouts
 from opsd.trainer.schedule import learning_rate
+from opsd.trainer.support import Support
+from opsd.trainer.teacher_probe import TeacherProbe
 from opsd.v1 import training_pb2
 
 
@@ -43,18 +50,15 @@ class Stepper:
         self._base = base
         self._on_progress = on_progress
         self.network = StudentTeacher(base, spec)
-        self.maker = PromptMaker(
-            base.tokenizer, spec.prompt, base.context_tokens - spec.rollout.max_new_tokens
-        )
-        self._epistemic = EpistemicTokens(base.tokenizer, spec.objective.epistemic_words)
-        self.draws = Draws(load_shard(spec.shard), spec.seed, self.maker)
-        self._objective = Objective(
-            self.network,
-            spec.objective,
-            spec.rollout.temperature,
-            spec.optim.micro_batch_size,
-            on_progress,
-        )
+        self.maker = PromptMaker(base.tokenizer, spec, base.context_tokens)
+        self.method = make_method(spec, self.network, base, self.maker, on_progress, self._look_at)
+        self.support: Support | None = None
+        if spec.support.address:
+            self.support = Support(spec.support.address, spec.run_id)
+        pairs = load_shard(spec.shard)
+        self.curriculum = Curriculum(spec.curriculum, pairs, spec.seed)
+        self.draws = Draws(pairs, spec.seed, self.curriculum, self._is_usable)
+        self.probe = TeacherProbe(self.network, base, spec, self.maker, on_progress)
         self.weights = torch.nn.Parameter(self.network.student.weights_P, requires_grad=True)
         self.weights.grad = self.network.student.grad_P
         self.optimizer = torch.optim.AdamW(
@@ -66,9 +70,14 @@ class Stepper:
             fused=True,
         )
         self.generated_tokens = 0
+        self.num_skipped = 0
 
     def run(self, step: int) -> training_pb2.StepMetrics:
-        """The step of this number, from 0; raises `NonFiniteError` before it would do harm."""
+        """The step of this number, from 0.
+
+        A step whose loss or gradient is not finite changes nothing and is counted; one more than
+        `optim.max_skipped_steps` of them raises `NonFiniteError`.
+        """
         began = time.perf_counter()
         durations = Durations()
         # Dropout's only source; from the step's number, so that no state of it is ever saved.
@@ -76,10 +85,19 @@ class Stepper:
         assert self.weights.grad is not None
         self.weights.grad.zero_()
 
-        prompts = self.draws.take(self._spec.optim.problems_per_step)
-        answers = self._rollouts(step, prompts, durations)
-        num_sequences = len(prompts) * self._spec.rollout.rollouts_per_problem
-        sums = self._objective.accumulate(answers, num_sequences, durations)
+        epoch = self.draws.epoch
+        pairs = self.draws.take(self._spec.optim.problems_per_step)
+        metrics = training_pb2.StepMetrics(loss_implementation=in_use(self._ranks.device.type))
+        answers = self._answers(step, epoch, pairs, durations, metrics)
+        trained = int(self._sum(len(answers)))
+        sums = accumulate(
+            self.method,
+            answers,
+            max(trained, 1),
+            micro_batch_size=self._spec.optim.micro_batch_size,
+            durations=durations,
+            on_progress=self._on_progress,
+        )
         if failpoints.armed("nan-at-step", step):
             sums.loss = float("nan")
 
@@ -88,41 +106,33 @@ class Stepper:
         totals = sums.as_tensor(self._ranks.device)
         self._ranks.sum_(totals)
         sums = StepSums.from_tensor(totals)
-        grad_norm, rate = self._move(step, sums)
+        metrics.learning_rate = learning_rate(self._spec.optim, step)
+        if trained:
+            self._move_or_skip(step, sums, metrics)
         durations.backward_s += time.perf_counter() - waited
-        self.generated_tokens += int(sums.tokens)
-        return training_pb2.StepMetrics(
-            loss=sums.loss / sums.tokens,
-            divergence=sums.divergence / sums.tokens,
-            clipped_fraction=_share(sums),
-            student_entropy=sums.student_entropy / sums.tokens,
-            teacher_entropy=sums.teacher_entropy / sums.tokens,
-            grad_norm=grad_norm,
-            learning_rate=rate,
-            rollout_tokens_mean=sums.tokens / sums.sequences,
-            truncated_fraction=sums.truncated / sums.sequences,
-            generated_tokens=self.generated_tokens,
-            step_s=time.perf_counter() - began,
-            rollout_s=durations.rollout_s,
-            forward_s=durations.forward_s,
-            backward_s=durations.backward_s,
-            loss_implementation=in_use(self._ranks.device.type),
-            epistemic_fraction=sums.epistemic_tokens / sums.tokens,
-            epistemic_divergence=sums.epistemic_divergence / max(sums.epistemic_tokens, 1.0),
-        )
+        _fill(metrics, sums, durations, trained)
+        metrics.generated_tokens = self.generated_tokens
+        metrics.step_s = time.perf_counter() - began
+        return metrics
 
-    def _rollouts(self, step: int, prompts: list[PromptPair], durations: Durations) -> list[Answer]:
-        """Samples this rank's share: every world_size-th sequence of the step."""
+    def close(self) -> None:
+        """Ends the connection to the daemon."""
+        if self.support is not None:
+            self.support.close()
+
+    def rollouts(self, step: int, pairs: list[Pair], durations: Durations) -> list[Attempt]:
+        """This rank's share of the step's attempts: every world_size-th stream."""
         began = time.perf_counter()
         each = self._spec.rollout.rollouts_per_problem
-        streams = range(self._ranks.rank, len(prompts) * each, self._ranks.world_size)
-        mine = [prompts[stream // each] for stream in streams]
+        streams = range(self._ranks.rank, len(pairs) * each, self._ranks.world_size)
+        mine = [pairs[stream // each] for stream in streams]
+        prompts = [self.maker.student_ids(pair) or () for pair in mine]
         if not mine:
             return []
         with self.network.rollout_network() as network:
             rollouts = sample_rollouts(
                 network,
-                [prompt.student_ids for prompt in mine],
+                prompts,
                 streams,
                 self._spec.rollout,
                 seed=self._spec.seed,
@@ -132,39 +142,127 @@ class Stepper:
                 on_token=self._on_progress,
             )
         durations.rollout_s += time.perf_counter() - began
+        texts = attempt_texts(self._base.tokenizer, rollouts)
         return [
-            Answer(
-                prompt.student_ids,
-                prompt.teacher_ids,
-                rollout.token_ids,
-                rollout.truncated,
-                tuple(self._epistemic.marks(rollout.token_ids)),
+            Attempt(stream, pair, prompt, rollout, text)
+            for stream, pair, prompt, rollout, text in zip(
+                streams, mine, prompts, rollouts, texts, strict=True
             )
-            for prompt, rollout in zip(mine, rollouts, strict=True)
         ]
 
-    def _move(self, step: int, sums: StepSums) -> tuple[float, float]:
-        """Clips, checks and applies the summed gradient; returns its norm and the rate."""
-        if sums.loss != sums.loss or abs(sums.loss) == float("inf"):
-            raise NonFiniteError(step, "loss")
+    def _answers(
+        self,
+        step: int,
+        epoch: int,
+        pairs: list[Pair],
+        durations: Durations,
+        metrics: training_pb2.StepMetrics,
+    ) -> list[Answer]:
+        """What this rank trains on; tells `metrics` of the attempts."""
+        if not self.method.samples:
+            mine = pairs[self._ranks.rank :: self._ranks.world_size]
+            answers = self.method.demonstrations(mine)
+            metrics.trained_fraction = self._sum(len(answers)) / len(pairs)
+            return answers
+        attempts = self.rollouts(step, pairs, durations)
+        tokens = self._sum(sum(len(a.rollout.token_ids) for a in attempts))
+        truncated = self._sum(sum(a.rollout.truncated for a in attempts))
+        num_attempts = len(pairs) * self._spec.rollout.rollouts_per_problem
+        self.generated_tokens += int(tokens)
+        metrics.rollout_tokens_mean = tokens / num_attempts
+        metrics.truncated_fraction = truncated / num_attempts
+        outcomes: Outcomes = {}
+        if self.method.verifies or self.curriculum.enabled:
+            assert self.support is not None, "checked with the spec"
+            began = time.perf_counter()
+            attempts = verified(attempts, self.support)
+            outcomes = shared_outcomes(attempts, self._ranks)
+            self._learn_rates(step, epoch, pairs, outcomes)
+            durations.rollout_s += time.perf_counter() - began
+            solved = sum(outcome.verdict.passed for outcome in outcomes.values())
+            metrics.solved_fraction = solved / num_attempts
+        answers = self.method.answers(attempts, outcomes)
+        metrics.trained_fraction = self._sum(len(answers)) / num_attempts
+        return answers
+
+    def _learn_rates(self, step: int, epoch: int, pairs: list[Pair], outcomes: Outcomes) -> None:
+        for outcome in outcomes.values():
+            if not outcome.verdict.is_error:
+                self.curriculum.record(outcome.pair_id, outcome.verdict.passed, epoch)
+        if not self.method.has_teacher:
+            return
+        doubtful = {p.id: p for p in pairs if self.curriculum.needs_teacher(p.id)}
+        assert self.support is not None
+        # Every rank asks the same of its own copy, so that all learn the same.
+        for pair, solved in self.probe.solves(list(doubtful.values()), self.support, step):
+            self.curriculum.record_teacher(pair.id, solved, epoch)
+
+    def _is_usable(self, pair: Pair) -> bool:
+        if self.maker.student_ids(pair) is None:
+            return False
+        if not self.method.has_teacher or self.method.verifies:
+            return True
+        return self.maker.teacher_ids(pair) is not None
+
+    def _look_at(self, batch: DistilledBatch) -> None:
+        """Hook of the token audit."""
+
+    def _move_or_skip(self, step: int, sums: StepSums, metrics: training_pb2.StepMetrics) -> None:
+        """Applies the summed gradient, or leaves everything as it is where it is not finite."""
+        try:
+            metrics.grad_norm = self._finite_norm(sums, step)
+        except NonFiniteError:
+            self.num_skipped += 1
+            if self.num_skipped > self._spec.optim.max_skipped_steps:
+                raise
+            metrics.skipped = True
+            return
         assert self.weights.grad is not None
-        norm = self.weights.grad.norm()
-        grad_norm = float(norm)
-        student = self.network.student
-        if not bool(torch.isfinite(norm)):
-            name = student.first_non_finite(self.weights.grad)
-            raise NonFiniteError(step, f"the gradient of {name or 'the LoRA weights (its norm)'}")
         limit = self._spec.optim.max_grad_norm
-        if limit > 0 and grad_norm > limit:
-            self.weights.grad.mul_(limit / grad_norm)
-        rate = learning_rate(self._spec.optim, step)
-        self.optimizer.param_groups[0]["lr"] = rate
+        if limit > 0 and metrics.grad_norm > limit:
+            self.weights.grad.mul_(limit / metrics.grad_norm)
+        self.optimizer.param_groups[0]["lr"] = metrics.learning_rate
         self.optimizer.step()
+        student = self.network.student
         name = student.first_non_finite(student.weights_P)
         if name is not None:
             raise NonFiniteError(step, f"{name} after the update")
         self.network.update_ema()
-        return grad_norm, rate
+
+    def _finite_norm(self, sums: StepSums, step: int) -> float:
+        if not math.isfinite(sums.loss):
+            raise NonFiniteError(step, "loss")
+        assert self.weights.grad is not None
+        norm = self.weights.grad.norm()
+        if not bool(torch.isfinite(norm)):
+            name = self.network.student.first_non_finite(self.weights.grad)
+            raise NonFiniteError(step, f"the gradient of {name or 'the LoRA weights (its norm)'}")
+        return float(norm)
+
+    def _sum(self, value: float) -> float:
+        """Over the ranks."""
+        total = torch.tensor([value], dtype=torch.float64, device=self._ranks.device)
+        self._ranks.sum_(total)
+        return float(total)
+
+
+def _fill(
+    metrics: training_pb2.StepMetrics, sums: StepSums, durations: Durations, trained: int
+) -> None:
+    tokens = max(sums.tokens, 1.0)
+    metrics.rollout_s = durations.rollout_s
+    metrics.forward_s = durations.forward_s
+    metrics.backward_s = durations.backward_s
+    if metrics.skipped or not trained:
+        return  # NaN would be no number for the record
+    metrics.loss = sums.loss / tokens
+    metrics.divergence = sums.divergence / tokens
+    metrics.clipped_fraction = _share(sums)
+    metrics.student_entropy = sums.student_entropy / tokens
+    metrics.teacher_entropy = sums.teacher_entropy / tokens
+    metrics.epistemic_fraction = sums.epistemic_tokens / tokens
+    metrics.epistemic_divergence = sums.epistemic_divergence / max(sums.epistemic_tokens, 1.0)
+    metrics.anchor_divergence = sums.anchor_divergence / tokens
 
 
 def _share(sums: StepSums) -> float:

@@ -36,6 +36,10 @@ class PromptTraining(Section):
         default="An earlier attempt was wrong: {feedback}",
         description="Wording of the context feedback.",
     )
+    own_trace_pattern: str = Field(
+        default="",
+        description="Regular expression whose matches make up {own_trace}; empty: all of it.",
+    )
     reason_first_tokens: int = Field(
         default=0,
         ge=0,

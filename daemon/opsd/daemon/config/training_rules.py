@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from opsd.daemon.config.training import (
@@ -62,11 +63,18 @@ def _method(training: TrainingConfig) -> Iterator[Finding]:
             "set it to at least 2, e.g. 8",
         )
     contexts = training.prompt.contexts
+    template = training.prompt.teacher_template
+    if (method == "sdpo" or contexts) and "{context}" not in template:
+        yield (
+            "prompt.teacher_template",
+            f"lacks {{context}}, where {'sdpo' if not contexts else 'prompt.contexts'} is told",
+            "put it where the context belongs",
+        )
     for context in ("own_trace", "feedback"):
-        if method in ("opsd", "sdft") and context in contexts:
+        if context in contexts and method != "sdpo":
             yield (
                 "prompt.contexts",
-                f"{context} needs verified attempts, which {method} does not make",
+                f"{context} comes from verified attempts, which {method} has no use for",
                 'set objective.method to "sdpo", or take it out',
             )
 
@@ -109,5 +117,13 @@ def _prompt(prompt: PromptTraining) -> Iterator[Finding]:
                 f"lacks {{{context}}}",
                 "put it where the text belongs",
             )
+    try:
+        re.compile(prompt.own_trace_pattern)
+    except re.error as error:
+        yield (
+            "prompt.own_trace_pattern",
+            f"{prompt.own_trace_pattern!r} is no regular expression: {error}",
+            "correct it, or leave it empty",
+        )
     if len(set(prompt.contexts)) != len(prompt.contexts):
         yield "prompt.contexts", "names one twice", "name each at most once"

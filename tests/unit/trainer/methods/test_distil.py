@@ -1,5 +1,6 @@
 """The step's gradient equals plain autograd of the objective on whole-model logits."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 
 from opsd.trainer.lora import FlatLora, StudentTeacher
+from opsd.trainer.methods import Answer, Durations, Method, StepSums, make_method
+from opsd.trainer.methods.accumulate import accumulate
 from opsd.trainer.model import BaseModel, load_base
-from opsd.trainer.objective import Answer, Durations, Objective
+from opsd.trainer.prompts import PromptMaker
 from opsd.trainer.spec import load_spec
 from opsd.v1 import training_pb2
 
@@ -31,28 +34,48 @@ def network_of(run_json: Path) -> tuple[StudentTeacher, training_pb2.RunSpec, Ba
     return network, spec, base
 
 
-def objective(network: StudentTeacher, micro_batch_size: int, **fields: Any) -> Objective:
+def objective(network: StudentTeacher, base: BaseModel, **fields: Any) -> Method:
+    """The distillation of these settings, at the temperature 1.3."""
     settings = {
         "divergence": training_pb2.DIVERGENCE_FORWARD_KL,
         "clip_mode": training_pb2.CLIP_MODE_NONE,
         "jsd_beta": 0.5,
         "epistemic_weight": 1.0,
     } | fields
-    return Objective(
-        network, training_pb2.ObjectiveSpec(**settings), 1.3, micro_batch_size, lambda: None
+    spec = training_pb2.RunSpec(
+        objective=training_pb2.ObjectiveSpec(**settings),
+        rollout=training_pb2.RolloutSpec(temperature=1.3, rollouts_per_problem=1),
+        prompt=training_pb2.PromptSpec(student_template="{problem}", teacher_template="{context}"),
+    )
+    return make_method(spec, network, base, PromptMaker(base.tokenizer, spec, 100))
+
+
+def summed(method: Method, answers: Sequence[Answer], micro_batch_size: int = 8) -> StepSums:
+    return accumulate(
+        method,
+        answers,
+        len(answers),
+        micro_batch_size=micro_batch_size,
+        durations=Durations(),
+        on_progress=lambda: None,
     )
 
 
-def gradient(network: StudentTeacher, goal: Objective) -> torch.Tensor:
+def gradient(
+    network: StudentTeacher,
+    method: Method,
+    answers: Sequence[Answer] = ANSWERS,
+    micro_batch_size: int = 8,
+) -> torch.Tensor:
     assert network.student.grad_P is not None
     network.student.grad_P.zero_()
-    goal.accumulate(ANSWERS, len(ANSWERS), Durations())
+    summed(method, answers, micro_batch_size)
     return network.student.grad_P.clone()
 
 
 def test_equals_autograd_on_the_whole_models_logits(make_run: Any) -> None:
     network, _, base = network_of(make_run())
-    got = gradient(network, objective(network, micro_batch_size=2))
+    got = gradient(network, objective(network, base), micro_batch_size=2)
     assert network.student.grad_P is not None
     network.student.grad_P.zero_()
     total = torch.zeros(())
@@ -75,10 +98,10 @@ def test_equals_autograd_on_the_whole_models_logits(make_run: Any) -> None:
 
 
 def test_micro_batches_change_nothing_but_rounding(make_run: Any) -> None:
-    network, _, _ = network_of(make_run())
+    network, _, base = network_of(make_run())
     clip = {"clip_mode": training_pb2.CLIP_MODE_SCALE, "clip_value": 0.01}
-    whole = gradient(network, objective(network, micro_batch_size=8, **clip))
-    single = gradient(network, objective(network, micro_batch_size=1, **clip))
+    whole = gradient(network, objective(network, base, **clip))
+    single = gradient(network, objective(network, base, **clip), micro_batch_size=1)
     torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-6)
 
 
@@ -111,7 +134,7 @@ def test_the_folded_rollout_network_is_the_student_and_leaves_no_trace(make_run:
 
 def test_the_base_never_trains(make_run: Any) -> None:
     network, _, base = network_of(make_run())
-    gradient(network, objective(network, micro_batch_size=8))
+    gradient(network, objective(network, base))
     for name, parameter in base.causal.named_parameters():
         assert parameter.requires_grad == ("lora_" in name), name
         assert parameter.grad is None or "lora_" in name, name
