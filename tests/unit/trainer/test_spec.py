@@ -61,6 +61,25 @@ def test_defaults_are_filled_in(make_run: MakeRun) -> None:
         ("prompt.student_template", "no placeholder"),
         ("prompt.student_template", "{problem} {solution}"),
         ("prompt.teacher_template", "{problem}"),
+        ("prompt.teacher_template", "{context}"),
+        ("prompt.student_template", "{problem} {context}"),
+        ("prompt.answer_section", "the answer"),
+        ("prompt.own_trace_pattern", "("),
+        ("prompt.contexts", ["CONTEXT_ANSWER", "CONTEXT_ANSWER"]),
+        ("prompt.contexts", ["CONTEXT_OWN_TRACE"]),
+        ("prompt.contexts", ["CONTEXT_UNSPECIFIED"]),
+        ("rollout.max_logprob_gap", -1),
+        ("rollout.importance_cap", 0.5),
+        ("rollout.max_staleness_steps", 1),
+        ("rollout.sampler", 9),
+        ("objective.method", 9),
+        ("objective.anchor_weight", -1),
+        ("objective.ratio_clip_low", 1.5),
+        ("objective.ratio_clip_high", -1),
+        ("teacher_check.min_gain", 1.5),
+        ("curriculum.too_easy", 1.5),
+        ("curriculum.teacher_floor", -0.5),
+        ("parallel.sharding", 9),
         ("heartbeat_interval_s", -1),
     ],
 )
@@ -94,6 +113,48 @@ def test_what_one_choice_asks_of_another_field(
 ) -> None:
     with pytest.raises(SpecError, match=field):
         load_spec(make_run(objective=objective))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"objective": {"method": "METHOD_GRPO"}}, "rollout.rollouts_per_problem"),
+        ({"objective": {"method": "METHOD_STAR"}}, "support.address"),
+        ({"curriculum": {"enabled": True}}, "support.address"),
+        ({"teacher_check": {"num_problems": 4}}, "support.address"),
+        (
+            {"rollout": {"max_new_tokens": 8, "sampler": "SAMPLER_ENGINE"}},
+            "support.address",
+        ),
+        (
+            {"objective": {"method": "METHOD_SFT"}, "curriculum": {"enabled": True}},
+            "support.address",
+        ),
+        (
+            {
+                "objective": {"method": "METHOD_SFT"},
+                "curriculum": {"enabled": True},
+                "support": {"address": "unix:/x"},
+            },
+            "curriculum.enabled",
+        ),
+        (
+            {
+                "prompt": {
+                    "contexts": ["CONTEXT_ANSWER"],
+                    "teacher_template": "{problem} {solution}",
+                }
+            },
+            "prompt.teacher_template",
+        ),
+    ],
+)
+def test_what_a_method_asks_of_another_field(
+    make_run: MakeRun, changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_spec(make_run(**changes))
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(
