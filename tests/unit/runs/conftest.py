@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class FakeStore:
         self.adapters: dict[str, Adapter] = {}
         self.gates: list[GateReport] = []
         self.snapshots: dict[str, tuple[str, ...]] = {}
+        self.solves: dict[str, dict[str, tuple[int, int]]] = {}
         self.lease: PoolLease | None = None
         self.incumbent = Incumbent()
         self.down = False
@@ -118,6 +119,18 @@ class FakeStore:
 
     def record_snapshot(self, run_id: str, pair_ids: Sequence[str]) -> None:
         self.snapshots[run_id] = tuple(pair_ids)
+
+    def record_solves(self, run_id: str, counts: Mapping[str, tuple[int, int]]) -> None:
+        self._up()
+        self.solves[run_id] = dict(counts)
+
+    def solve_counts(self, pair_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+        found: dict[str, tuple[int, int]] = {}
+        for counts in self.solves.values():
+            for pair_id in counts.keys() & set(pair_ids):
+                attempts, solved = found.get(pair_id, (0, 0))
+                found[pair_id] = (attempts + counts[pair_id][0], solved + counts[pair_id][1])
+        return found
 
     def acquire_pool(self, holder: str, *, ttl_s: float) -> PoolLease | None:
         with self._lock:

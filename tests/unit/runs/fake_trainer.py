@@ -75,6 +75,13 @@ def finish(scenario: str, spec: dict, out: Path, num_steps: int) -> None:  # typ
     adapter = out / "adapter"
     adapter.mkdir(exist_ok=True)
     (adapter / "weights").write_text(scenario)
+    with open(spec["shard"]["path"], encoding="utf-8") as shard:
+        pair_ids = [json.loads(line)["id"] for line in shard]
+    rates = {pair_id: {"attempts": 4, "solved": 1} for pair_id in pair_ids}
+    if scenario == "garbage_rates":
+        rates[pair_ids[0]]["solved"] = 5
+    if scenario in ("solves", "garbage_rates"):
+        (out / "solve-rates.json").write_text(json.dumps(rates))
     result: dict[str, object] = {
         "run_id": spec["run_id"],
         "outcome": "RUN_OUTCOME_SUCCEEDED",

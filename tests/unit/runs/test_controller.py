@@ -64,9 +64,22 @@ async def test_the_verdict_decides_where_a_run_goes(lab: Lab) -> None:
     await lab.until(run, lambda row: lab.intake.withdrawn == [row.candidate])
 
 
+async def test_solve_counts_go_into_the_next_runs_shard(lab: Lab) -> None:
+    def counts(run: Run) -> set[tuple[int | None, int | None]]:
+        lines = (Path(run.run_dir) / "shard.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        return {(record.get("attempts"), record.get("solved")) for record in records}
+
+    first = await lab.run("solves")
+    assert counts(first) == {(None, None)}
+    assert counts(await lab.run("solves")) == {(4, 1)}
+    assert counts(await lab.run()) == {(8, 2)}
+
+
 @pytest.mark.parametrize(
     ("scenario", "reason"),
     [
+        ("garbage_rates", "not counts of attempts and solved"),
         ("dies", "exited with status 3 before it wrote its result"),
         ("killed", "was killed by SIGKILL"),
         ("no_result", "exited with status 0 before it wrote its result"),

@@ -80,6 +80,7 @@ class RunController:
             max_pairs=config.runs.max_pairs,
         )
         self._training = TrainingStage(
+            store=store,
             rows=self._rows,
             pool=self._pool,
             launcher=launcher,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from opsd.daemon.errors import TrainerFailure
 from opsd.daemon.runs.files import file_sha256, write_atomically
@@ -54,7 +54,11 @@ def take_snapshot(
         num_held_out = len(pairs) - len(kept)
         if len(kept) < min_pairs:
             raise TrainerFailure(too_few_pairs(len(kept), min_pairs, run.source, num_held_out))
-        records = [_record(pair) for pair in sorted(kept, key=lambda pair: pair.input.id)]
+        counts = store.solve_counts([pair.input.id for pair in kept])
+        records = [
+            _record(pair, counts.get(pair.input.id))
+            for pair in sorted(kept, key=lambda pair: pair.input.id)
+        ]
         write_atomically(path, _lines(records))
     pair_ids = tuple(record["id"] for record in records)
     store.record_snapshot(run.id, pair_ids)
@@ -79,7 +83,7 @@ def _without_held_out(pairs: Sequence[Pair], held_out: HeldOut) -> list[Pair]:
     return [pair for pair, key in zip(pairs, keys, strict=True) if key not in refused]
 
 
-def _refuse_held_out(records: Sequence[dict[str, str]], held_out: HeldOut, path: Path) -> None:
+def _refuse_held_out(records: Sequence[dict[str, Any]], held_out: HeldOut, path: Path) -> None:
     keys = {prompt_key(record["prompt"]): record["id"] for record in records}
     refused = held_out.held_out_keys(list(keys))
     if refused:
@@ -90,9 +94,10 @@ def _refuse_held_out(records: Sequence[dict[str, str]], held_out: HeldOut, path:
         )
 
 
-def _record(pair: Pair) -> dict[str, str]:
+def _record(pair: Pair, counts: tuple[int, int] | None) -> dict[str, Any]:
     given = pair.input
-    return {
+    solves = {} if counts is None else {"attempts": counts[0], "solved": counts[1]}
+    return solves | {
         "id": given.id,
         "prompt": given.prompt,
         "solution": given.solution,
@@ -102,10 +107,10 @@ def _record(pair: Pair) -> dict[str, str]:
     }
 
 
-def _lines(records: Sequence[dict[str, str]]) -> bytes:
+def _lines(records: Sequence[dict[str, Any]]) -> bytes:
     # ASCII escapes keep line separators such as U+2028 inside their line for every reader.
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
-def _read_records(path: Path) -> list[dict[str, str]]:
+def _read_records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]

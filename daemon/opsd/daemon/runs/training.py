@@ -17,6 +17,8 @@ from opsd.daemon.runs import metrics
 from opsd.daemon.runs.events import EVENTS_NAME, EventReader, prepare_for_append
 from opsd.daemon.runs.launcher import Launcher, LaunchRequest, TrainerHandle
 from opsd.daemon.runs.pool import Pool
+from opsd.daemon.runs.ports import RunsStore
+from opsd.daemon.runs.rates import read_rates
 from opsd.daemon.runs.result import discard_result, has_result, read_result, was_interrupted
 from opsd.daemon.runs.rows import Rows
 from opsd.daemon.runs.spec import read_spec
@@ -123,12 +125,14 @@ class TrainingStage:
     def __init__(
         self,
         *,
+        store: RunsStore,
         rows: Rows,
         pool: Pool,
         launcher: Launcher,
         config: RunsConfig,
         progress_s: float,
     ) -> None:
+        self._store = store
         self._rows = rows
         self._pool = pool
         self._launcher = launcher
@@ -230,6 +234,9 @@ class TrainingStage:
 
     async def _finish(self, run: Run, result: training_pb2.RunResult) -> Run:
         await self.end_trainer(run)
+        counts = await asyncio.to_thread(read_rates, Path(run.run_dir))
+        if counts:
+            await asyncio.to_thread(self._store.record_solves, run.id, counts)
         await self._pool.release(run)
         _count_tokens(run, result.generated_tokens)
         metrics.run_step.set(result.steps_done)

@@ -7,7 +7,7 @@ ConcurrentChangeError and StoreError of ``opsd.daemon.errors``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -103,6 +103,14 @@ class RunStore(Protocol):
 
     def record_snapshot(self, run_id: str, pair_ids: Sequence[str]) -> None:
         """Which pairs the run trains on; idempotent."""
+        ...
+
+    def record_solves(self, run_id: str, counts: Mapping[str, tuple[int, int]]) -> None:
+        """(attempts, solved) of the run for each pair that it attempted; idempotent."""
+        ...
+
+    def solve_counts(self, pair_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """(attempts, solved) over all runs, for those of the pairs that were attempted."""
         ...
 
     def acquire_pool(self, holder: str, *, ttl_s: float) -> PoolLease | None:

@@ -11,9 +11,10 @@ from opsd.daemon.store.connect import open_database
 from opsd.daemon.store.gate import GateArea
 from opsd.daemon.store.pairs import PairArea
 from opsd.daemon.store.runs import RunArea
+from opsd.daemon.store.solves import SolveArea
 
 
-class SqlStore(PairArea, RunArea, AdapterArea, GateArea, AuditArea):
+class SqlStore(PairArea, RunArea, SolveArea, AdapterArea, GateArea, AuditArea):
     """Implements ``opsd.daemon.store.api.Store``."""
 
     @property

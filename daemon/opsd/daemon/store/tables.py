@@ -162,6 +162,15 @@ snapshot_pairs = Table(
     Column("pair_id", ForeignKey("pairs.id"), primary_key=True, index=True),
 )
 
+solve_counts = Table(
+    "solve_counts",
+    metadata,
+    Column("run_id", ForeignKey("runs.id"), primary_key=True),
+    Column("pair_id", ForeignKey("pairs.id"), primary_key=True, index=True),
+    Column("attempts", Integer, nullable=False),
+    Column("solved", Integer, nullable=False),
+)
+
 pool_lease = Table(
     "pool_lease",
     metadata,
