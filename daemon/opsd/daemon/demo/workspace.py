@@ -71,7 +71,8 @@ def prepare(
     config_path = work_dir / "opsd.toml"
     work_dir.mkdir(parents=True, exist_ok=True)
     config_path.write_text(
-        _config_text(tiny_dir, work_dir, seed=seed, num_steps=num_steps), encoding="utf-8"
+        _config_text(tiny_dir, work_dir, seed=seed, num_steps=num_steps, wrong=wrong),
+        encoding="utf-8",
     )
     return Workspace(tiny_dir, state_dir, config_path, suites, pairs)
 
@@ -94,7 +95,7 @@ def _read_jsonl(path: Path) -> list[dict[str, str]]:
         return [json.loads(line) for line in lines]
 
 
-def _config_text(tiny_dir: Path, work_dir: Path, *, seed: int, num_steps: int) -> str:
+def _config_text(tiny_dir: Path, work_dir: Path, *, seed: int, num_steps: int, wrong: bool) -> str:
     """The recipe for a model this small: the defaults suit billions of parameters.
 
     With so few steps JSD moves it farther than forward KL does (on the hardest of four models that
@@ -149,6 +150,10 @@ top_k = 0
 divergence = "jsd"
 jsd_beta = 0.5
 clip_mode = "none"
+
+# The control is to reach the gate: the check before the first step would stop it there.
+[training.teacher_check]
+num_problems = {0 if wrong else 64}
 
 [training.lora]
 rank = 16
