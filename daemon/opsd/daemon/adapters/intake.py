@@ -10,6 +10,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +55,32 @@ def adapter_name(sha256: str) -> str:
     return f"opsd-{sha256[:_HEX_DIGITS_IN_NAME]}"
 
 
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What an adapter must fit; ``max_rank`` is the engine's."""
+
+    directory: Path
+    fingerprint: str
+    max_rank: int
+
+
+def verify_for_model(directory: Path, sha256: str, model: ServedModel) -> AdapterFacts:
+    """``verify_adapter_dir``, and that the adapter was made for the served model, as far as it
+    says.
+    """
+    facts = verify_adapter_dir(
+        directory, expected_sha256=sha256, model_dir=model.directory, max_rank=model.max_rank
+    )
+    # Models of one architecture have equal shapes: only the fingerprint that opsd's trainer
+    # writes tells them apart. Other writers put a path there, which says nothing.
+    if _is_digest(facts.base_model) and facts.base_model != model.fingerprint:
+        raise AdapterError(
+            f"adapter {directory}: made for base model {facts.base_model}, not for the served "
+            f"one, whose fingerprint is {model.fingerprint}"
+        )
+    return facts
+
+
 class AdapterIntake:
     """Takes adapters into ``state_dir/adapters``; only what lies there is ever served."""
 
@@ -86,7 +113,7 @@ class AdapterIntake:
         made these very bytes and they were rejected or serve already, and EngineError when they
         cannot be loaded. Files that are refused are not kept.
         """
-        sha256 = _checked_digest(expected_sha256)
+        sha256 = checked_digest(expected_sha256)
         async with self._lock:
             directory, facts = await asyncio.to_thread(self._take_in, Path(adapter_dir), sha256)
             adapter = await asyncio.to_thread(
@@ -139,7 +166,7 @@ class AdapterIntake:
         try:
             incoming.mkdir()
             for name in ADAPTER_FILES:
-                _copy_durably(source / name, incoming / name)
+                copy_file(source / name, incoming / name)
             _fsync_dir(incoming)
             facts = self._verify(incoming, sha256)
             incoming.rename(directory)
@@ -151,17 +178,11 @@ class AdapterIntake:
         return directory, facts
 
     def _verify(self, directory: Path, sha256: str) -> AdapterFacts:
-        facts = verify_adapter_dir(
-            directory, expected_sha256=sha256, model_dir=self._model_dir, max_rank=self._max_rank
+        return verify_for_model(
+            directory,
+            sha256,
+            ServedModel(self._model_dir, self._fingerprint, self._max_rank),
         )
-        # Models of one architecture have equal shapes: only the fingerprint that opsd's trainer
-        # writes tells them apart. Other writers put a path there, which says nothing.
-        if _is_digest(facts.base_model) and facts.base_model != self._fingerprint:
-            raise AdapterError(
-                f"adapter {directory}: made for base model {facts.base_model}, not for the served "
-                f"one, whose fingerprint is {self._fingerprint}"
-            )
-        return facts
 
     def _remove_leftovers(self) -> None:
         """Half copies of a daemon that was killed; the lock says that none is being made."""
@@ -199,7 +220,7 @@ def _is_digest(text: str) -> bool:
     return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
-def _checked_digest(sha256: str) -> str:
+def checked_digest(sha256: str) -> str:
     """Lower-case; a malformed one must not become part of a path."""
     digest = sha256.lower()
     if not _is_digest(digest):
@@ -209,14 +230,15 @@ def _checked_digest(sha256: str) -> str:
     return digest
 
 
-def _copy_durably(source: Path, target: Path) -> None:
-    """Copies one file and fsyncs it; the copy is read-only."""
+def copy_file(source: Path, target: Path, *, durably: bool = True) -> None:
+    """Copies one regular file, follows no link; the copy is read-only and, ``durably``, on disk."""
     descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as reader, target.open("xb") as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
         writer.flush()
         os.fchmod(writer.fileno(), 0o444)
-        os.fsync(writer.fileno())
+        if durably:
+            os.fsync(writer.fileno())
 
 
 def _fsync_dir(directory: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 from opsd.daemon.adapters.routing import Router
@@ -13,7 +13,8 @@ from opsd.daemon.types.engine import AdapterHandle, Engine
 
 log = logging.getLogger(__name__)
 
-ROLES = ("incumbent", "canary", "candidate", "previous")
+STUDENT = "student"
+ROLES = ("incumbent", "canary", "candidate", "previous", STUDENT)
 _RETRY_UNLOAD_S = 0.05
 
 
@@ -38,7 +39,8 @@ class Residency:
     """Loads before anybody routes, unloads after nobody does.
 
     The engine has ``max_loras`` slots; one stays free, so that the next candidate always finds room
-    while the adapter it replaces still answers its last requests.
+    while the adapter it replaces still answers its last requests. A training run's student is held
+    for sampling alone: no request can name it, and it makes room for any other role.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Residency:
         on_change: Callable[[dict[str, str]], None] = lambda _: None,
     ) -> None:
         """``on_change`` is told adapter name → role after every change."""
+        self._interrupt: Callable[[str], Awaitable[None]] | None = None
         self._on_change = on_change
         self._engine = engine
         self._router = router
@@ -58,7 +61,11 @@ class Residency:
 
     def handles(self) -> Collection[AdapterHandle]:
         """Adapters that a request may name."""
-        return self._holds.keys()
+        return [handle for handle, hold in self._holds.items() if hold.role != STUDENT]
+
+    def set_interrupt(self, interrupt: Callable[[str], Awaitable[None]]) -> None:
+        """What ends the sampling from a student, by name, and returns once it has ended."""
+        self._interrupt = interrupt
 
     def residents(self) -> list[Resident]:
         """What the engine holds, by role."""
@@ -142,17 +149,39 @@ class Residency:
         return handle in (snapshot.incumbent, snapshot.canary)
 
     async def _make_room(self, handle: AdapterHandle, role: str) -> None:
-        """Keeps one slot free, at the cost of an idle candidate, which can be loaded again."""
+        """Keeps one slot free, at the cost of a student, or of an idle candidate, which can be
+        loaded again. A student itself takes nobody's place.
+        """
         limit = self._engine.info.max_loras - 1
         if len(self._holds) < limit:
             return
-        for held, hold in sorted(self._holds.items(), key=lambda item: item[1].serial):
+        if role != STUDENT and await self._displace(handle):
+            return
+        for held in self._by_age("candidate") if role != STUDENT else ():
             idle = not self._is_routed(held) and not self._router.in_flight(held.name)
-            if hold.role == "candidate" and idle and await self._let_go(held):
+            if idle and await self._let_go(held):
                 log.info("candidate unloaded to make room name=%s for=%s", held.name, handle.name)
                 return
+        raise StateError(self._no_room(handle, role, limit))
+
+    async def _displace(self, handle: AdapterHandle) -> bool:
+        """Lets go of the oldest student that can be stopped."""
+        for held in self._by_age(STUDENT):
+            if self._interrupt is not None:
+                await self._interrupt(held.name)
+            if await self._let_go(held):
+                log.info("student unloaded to make room name=%s for=%s", held.name, handle.name)
+                return True
+        return False
+
+    def _by_age(self, role: str) -> list[AdapterHandle]:
+        """Those of the role, the one that got it first in front."""
+        having = [(hold.serial, held) for held, hold in self._holds.items() if hold.role == role]
+        return [held for _, held in sorted(having, key=lambda item: item[0])]
+
+    def _no_room(self, handle: AdapterHandle, role: str, limit: int) -> str:
         held_names = ", ".join(f"{h.name} ({hold.role})" for h, hold in self._holds.items())
-        raise StateError(
+        return (
             f"adapter {handle.name} cannot be loaded as {role}: the engine holds {held_names}, "
             f"and the last of engine.max_loras={limit + 1} slots stays free; wait until one of "
             "them is retired, or raise engine.max_loras"

@@ -62,6 +62,7 @@ class Daemon:
         parts = self._parts
         began = time.monotonic()
         await parts.grpc.start()
+        await parts.support.start()
         server = parts.config.server
         write_endpoints(
             parts.config.state_dir,
@@ -101,6 +102,8 @@ class Daemon:
         await parts.scheduler.stop()
         await parts.controller.stop()
         await parts.promoter.stop()
+        # Users that still drain need no company.
+        await parts.support.stop()
         drained = asyncio.create_task(
             parts.inference.drain(parts.config.server.drain_timeout_s), name="drain"
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opsd.daemon.adapters.files import model_fingerprint
-from opsd.daemon.adapters.intake import AdapterIntake
+from opsd.daemon.adapters.intake import AdapterIntake, ServedModel
 from opsd.daemon.adapters.promotion import Promoter
 from opsd.daemon.adapters.residency import Residency
 from opsd.daemon.adapters.routing import Router
@@ -26,7 +26,12 @@ from opsd.daemon.runs.launcher import TorchrunLauncher
 from opsd.daemon.runs.scheduler import RunScheduler
 from opsd.daemon.runs.spec import ModelFacts
 from opsd.daemon.serve.attempts import AttemptRecorder
-from opsd.daemon.serve.grpc_server import GrpcServer, Registration
+from opsd.daemon.serve.grpc_server import (
+    GrpcServer,
+    MalformedRequestInterceptor,
+    Registration,
+)
+from opsd.daemon.serve.load import UserLoad
 from opsd.daemon.serve.metrics import publish_adapters
 from opsd.daemon.serve.metrics_http import MetricsServer
 from opsd.daemon.serve.service import InferenceService
@@ -35,6 +40,11 @@ from opsd.daemon.serve.supervisor import Supervisor
 from opsd.daemon.serve.vllm_engine import VllmEngine
 from opsd.daemon.store.connect import sqlite_url
 from opsd.daemon.store.sql import SqlStore, open_store
+from opsd.daemon.support.admission import Admission
+from opsd.daemon.support.server import SupportServer, socket_path
+from opsd.daemon.support.service import RunSupportService
+from opsd.daemon.support.students import Students
+from opsd.daemon.support.yielding import YieldController, YieldPolicy
 from opsd.daemon.verify.pool import VERIFIERS, VerifierPool
 from opsd.v1 import admin_pb2, collection_pb2, inference_pb2
 from opsd.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
@@ -59,6 +69,7 @@ class Parts:
     controller: RunController
     scheduler: RunScheduler
     inference: InferenceService
+    support: SupportServer
     grpc: GrpcServer
     metrics: MetricsServer
 
@@ -99,6 +110,17 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         max_rank=config.engine.max_lora_rank,
         residency=residency,
     )
+    load = UserLoad()
+    support = _support(
+        config,
+        ServedModel(Path(config.model.path), fingerprint, config.engine.max_lora_rank),
+        store=store,
+        verifiers=verifiers,
+        engine=engine,
+        availability=availability,
+        residency=residency,
+        load=load,
+    )
     gate = GateEvaluator(engine, verifiers, store, suites, config.gate, routes=router)
     controller = RunController(
         store=store,
@@ -113,6 +135,7 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
             max_lora_rank=config.engine.max_lora_rank,
         ),
         config=config,
+        support_address=support.address,
     )
     promoter = Promoter(
         store,
@@ -128,6 +151,7 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         availability,
         config.server,
         recorder if config.server.record_attempts else None,
+        load,
     )
     collection = CollectionService(
         store,
@@ -165,12 +189,41 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         controller=controller,
         scheduler=RunScheduler(store=store, config=config.runs, trigger=controller.trigger),
         inference=inference,
+        support=support,
         grpc=grpc_server,
         metrics=MetricsServer(
             config.server.host,
             config.server.metrics_port,
             lambda: (availability.is_ready, availability.message),
         ),
+    )
+
+
+def _support(
+    config: OpsdConfig,
+    model: ServedModel,
+    *,
+    store: SqlStore,
+    verifiers: VerifierPool,
+    engine: VllmEngine,
+    availability: Availability,
+    residency: Residency,
+    load: UserLoad,
+) -> SupportServer:
+    """What runs may ask for; users' latencies decide how much of it they get."""
+    admission = Admission(YieldController(YieldPolicy(config.engine.max_num_seqs)))
+    load.observe(admission)
+    service = RunSupportService(
+        runs=store,
+        verifiers=verifiers,
+        engine=engine,
+        readiness=availability,
+        students=Students(residency, model, config.state_dir / "students"),
+        admission=admission,
+    )
+    residency.set_interrupt(service.interrupt)
+    return SupportServer(
+        socket_path(config.state_dir), service, [ErrorInterceptor(), MalformedRequestInterceptor()]
     )
 
 

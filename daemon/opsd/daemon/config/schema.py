@@ -44,10 +44,11 @@ class EngineConfig(Section):
         default=1, description="GPUs that one copy of the model spans."
     )
     max_loras: int = Field(
-        default=4,
+        default=6,
         ge=4,
         le=32,
-        description="Adapters in one batch: incumbent, candidate, previous and a spare.",
+        description="Adapters in one batch: incumbent, candidate, previous, a spare and, for runs "
+        "that sample here, two versions of the student.",
     )
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = Field(
         default=64,

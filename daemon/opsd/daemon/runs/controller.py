@@ -62,13 +62,17 @@ class RunController:
         model: ModelFacts,
         config: OpsdConfig,
         timing: Timing | None = None,
+        support_address: str = "",
     ) -> None:
+        """``support_address``: where trainers reach the daemon; empty: they cannot."""
         timing = timing or Timing()
         self._store = store
         self._config = config.runs
         self._timing = timing
         self._rows = Rows(store)
-        self._specs = SpecBuilder(config.training, config.pool, model, config.runs.stall_timeout_s)
+        self._specs = SpecBuilder(
+            config.training, config.pool, model, config.runs.stall_timeout_s, support_address
+        )
         self._pool = Pool(store, ttl_s=config.pool.lease_ttl_s)
         self._preparation = PreparationStage(
             store=store,

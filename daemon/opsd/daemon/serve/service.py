@@ -17,6 +17,7 @@ from opsd.daemon.config.schema import ServerConfig
 from opsd.daemon.errors import DeadlineError, EngineError, OpsdError, OverloadedError
 from opsd.daemon.serve import metrics
 from opsd.daemon.serve.attempts import AttemptRecorder
+from opsd.daemon.serve.load import UserLoad
 from opsd.daemon.serve.pacing import StreamPacer
 from opsd.daemon.serve.state import Availability
 from opsd.daemon.serve.validate import CheckedRequest, Limits, check_request
@@ -43,13 +44,16 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         availability: Availability,
         config: ServerConfig,
         recorder: AttemptRecorder | None = None,
+        load: UserLoad | None = None,
     ) -> None:
+        """``load`` is told of every completion, for those who share the engine with users."""
         self._engine = engine
         self._router = router
         self._availability = availability
         self._config = config
         self._recorder = recorder
         self._pacer = StreamPacer()
+        self._load = load or UserLoad()
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -116,8 +120,8 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                 last: EngineChunk | None = None
                 async with aclosing(generation) as chunks:  # type: ignore[type-var]
                     async for last in chunks:
-                        if not first_token_s:
-                            first_token_s = seen.elapsed_s()
+                        seen.tokens(len(last.token_ids))
+                        first_token_s = first_token_s or seen.elapsed_s()
                         num_unsent += len(last.token_ids)
                         texts.append(last.text)
                         # A token that completes no character yet travels with the next one.
@@ -204,17 +208,31 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
 class _Observation:
     """Admission and metrics of one call."""
 
-    __slots__ = ("_service", "_started", "adapter", "context", "method")
+    __slots__ = ("_last_token", "_service", "_started", "_tag", "adapter", "context", "method")
 
     def __init__(self, service: InferenceService, method: str, context: Context) -> None:
         self._service = service
         self._started = time.perf_counter()
+        self._last_token = 0.0  # when it came; 0: none has
+        self._tag: object = None
         self.method = method
         self.context = context
         self.adapter = ""  # none was chosen yet
 
     def elapsed_s(self) -> float:
         return time.perf_counter() - self._started
+
+    def tokens(self, num_tokens: int) -> None:
+        """So many more came just now."""
+        now = time.perf_counter()
+        load = self._service._load
+        if not num_tokens:
+            return
+        if self._last_token:
+            load.tokens(num_tokens, now - self._last_token)
+        else:
+            load.first_token(self._tag, now - self._started)
+        self._last_token = now
 
     def finished(self, last: EngineChunk, first_token_s: float) -> None:
         """The completion is whole."""
@@ -230,6 +248,7 @@ class _Observation:
             metrics.REQUESTS.labels(self.method, "", error.code).inc()
             raise
         metrics.IN_FLIGHT.inc()
+        self._tag = self._service._load.arrived()
         return self
 
     def __exit__(
@@ -239,6 +258,7 @@ class _Observation:
         traceback: TracebackType | None,
     ) -> None:
         self._service._release()
+        self._service._load.left()
         metrics.IN_FLIGHT.dec()
         metrics.REQUESTS.labels(self.method, self.adapter, self._code(error)).inc()
 

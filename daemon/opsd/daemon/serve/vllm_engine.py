@@ -30,6 +30,7 @@ from opsd.daemon.serve.vllm_request import (
     finish_reason,
     first_token_s,
     one_line,
+    sampled_logprobs,
     sampling_params,
     token_ids,
     translated,
@@ -328,6 +329,7 @@ class VllmEngine:
                         num_tokens,
                         finish_reason(completion.finish_reason),
                         first_token_s(output) if output.finished else 0.0,
+                        sampled_logprobs(completion),
                     )
         except Exception as error:
             raise translated(error, llm) from error
@@ -336,6 +338,8 @@ class VllmEngine:
                 in_flight[lora.lora_name] -= 1
 
     async def _tokenise(self, request: EngineRequest) -> list[int]:
+        if request.prompt_ids is not None:
+            return list(request.prompt_ids)
         if request.prompt is not None:
             size = len(request.prompt)
         else:

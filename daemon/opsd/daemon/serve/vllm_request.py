@@ -59,10 +59,25 @@ def sampling_params(request: EngineRequest, room_tokens: int) -> Any:
         seed=sampling.seed,
         stop=list(sampling.stop) or None,
         ignore_eos=sampling.ignore_eos,
+        stop_token_ids=list(sampling.stop_token_ids) or None,
+        # 0: none but the sampled token's; vLLM's default mode takes them from the raw logits.
+        logprobs=0 if sampling.logprobs else None,
+        # A reader of log-probabilities counts tokens; it has no use for text.
+        detokenize=not sampling.logprobs,
+        flat_logprobs=True,
         output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
-        stream_interval=request.tokens_per_chunk,
+        # vLLM counts the tokens of larger chunks in its detokenizer.
+        stream_interval=1 if sampling.logprobs else request.tokens_per_chunk,
         skip_clone=True,
     )
+
+
+def sampled_logprobs(completion: Any) -> tuple[float, ...]:
+    """One a token of the completion; empty where none were asked for."""
+    if completion.logprobs is None:
+        return ()
+    flat = completion.logprobs
+    return tuple(flat.logprobs[start] for start in flat.start_indices)
 
 
 def clean_text(text: str) -> str:

@@ -42,6 +42,8 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()  # the one that ends a completion is its last token
+    logprobs: bool = False  # of the sampled tokens, see EngineChunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,12 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One completion to make. Exactly one of ``prompt`` and ``messages`` is given."""
+    """One completion to make, of exactly one of ``prompt``, ``prompt_ids`` and ``messages``."""
 
     request_id: str
     sampling: Sampling
     prompt: str | None = None
+    prompt_ids: tuple[int, ...] | None = None  # token ids, taken as they are
     messages: tuple[ChatMessage, ...] = ()
     enable_thinking: bool = False
     adapter: AdapterHandle | None = None  # None: base
@@ -75,6 +78,9 @@ class EngineChunk:
     num_completion_tokens: int  # so far
     finish_reason: FinishReason | None = None
     first_token_s: float = 0.0  # from the engine's receipt of the request; in the last chunk
+    # Where asked for, one a token: nats, of the model's distribution at temperature 1, before
+    # top-p and top-k.
+    logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

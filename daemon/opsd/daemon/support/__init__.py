@@ -1,0 +1,1 @@
+"""What a training run may ask of the daemon: verdicts, and samples from the engine that serves."""
