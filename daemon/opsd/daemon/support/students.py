@@ -122,7 +122,7 @@ class Students:
         the engine has no slot that serving does not need, EngineError when it cannot load them.
         """
         digest = checked_digest(sha256)
-        source = _inside(run, path)
+        source = await asyncio.to_thread(_inside, run, path)
         async with self._locks[run.id]:
             held = self._loaded[run.id]
             student = await asyncio.to_thread(self._take_in, run.id, source, digest)

@@ -1,0 +1,243 @@
+"""A run's samples from a real vLLM, through the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+import pytest_asyncio
+import torch
+
+from opsd.daemon.adapters.files import content_digest, model_fingerprint
+from opsd.daemon.adapters.intake import ServedModel
+from opsd.daemon.adapters.residency import Residency
+from opsd.daemon.adapters.routing import Router
+from opsd.daemon.app.interceptors import ErrorInterceptor
+from opsd.daemon.serve.state import Availability, ServingState
+from opsd.daemon.serve.vllm_engine import VllmEngine
+from opsd.daemon.support.admission import Admission
+from opsd.daemon.support.server import SupportServer, socket_path
+from opsd.daemon.support.service import RunSupportService
+from opsd.daemon.support.students import Students
+from opsd.daemon.support.yielding import YieldController, YieldPolicy
+from opsd.daemon.types.engine import AdapterHandle
+from opsd.daemon.types.runs import Run, RunState, TriggerKind
+from opsd.daemon.verify.pool import VerifierPool
+from opsd.v1 import support_pb2 as pb
+from opsd.v1 import support_pb2_grpc as pb_grpc
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="session")]
+
+MakeAdapter = Callable[[int], AdapterHandle]
+RUN_ID = "0a1b2c3d-0000-4000-8000-000000000000"
+
+
+class OneRun:
+    def __init__(self, run_dir: Path) -> None:
+        self.run = Run(
+            RUN_ID,
+            RunState.TRAINING,
+            TriggerKind.OPERATOR,
+            "me",
+            "",
+            0.0,
+            0.0,
+            run_dir=str(run_dir),
+        )
+
+    def get_run(self, run_id: str) -> Run:
+        return self.run
+
+
+@dataclass
+class Supported:
+    """A run's directory, and the daemon's support for it on a real engine."""
+
+    run_dir: Path
+    engine: VllmEngine
+    residency: Residency
+    service: RunSupportService
+    stub: pb_grpc.RunSupportServiceAsyncStub
+    make_adapter: MakeAdapter
+
+    async def load(self, seed: int) -> str:
+        """Loads the random adapter of this seed as the run's student."""
+        target = self.run_dir / "students" / str(seed)
+        target.mkdir(parents=True, exist_ok=True)
+        for file in Path(self.make_adapter(seed).path).iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+        answer = await self.stub.LoadStudent(
+            pb.LoadStudentRequest(
+                run_id=RUN_ID, version=seed, path=str(target), sha256=content_digest(target)
+            )
+        )
+        return answer.adapter
+
+    async def sample(self, adapter: str, **changes: object) -> list[pb.SampledAttempt]:
+        """In the order of the prompts."""
+        found = [attempt async for attempt in self.stub.SampleAttempts(request(adapter, **changes))]
+        return sorted(found, key=lambda attempt: attempt.index)
+
+
+def request(adapter: str, **changes: object) -> pb.SampleAttemptsRequest:
+    fields = {
+        "run_id": RUN_ID,
+        "adapter": adapter,
+        "prompts": [pb.AttemptPrompt(token_ids=ids, seed=seed) for ids, seed in PROMPTS],
+        "max_new_tokens": 40,
+        "temperature": 1.0,
+        "top_p": 1.0,
+    }
+    return pb.SampleAttemptsRequest(**(fields | changes))  # type: ignore[arg-type]
+
+
+PROMPTS = [([5, 6, 7], 1), ([9], 2), ([1, 2, 3, 4, 5, 6, 7, 8], (1 << 64) - 1), ([5, 6, 7], 4)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def supported(
+    engine: VllmEngine,
+    make_adapter: MakeAdapter,
+    micro_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Supported]:
+    """One for all: the engine remembers what a name stood for, so its files may not move."""
+    tmp_path = tmp_path_factory.mktemp("support")
+    run_dir = tmp_path / "runs" / RUN_ID
+    run_dir.mkdir(parents=True)
+    availability = Availability()
+    availability.set(ServingState.READY)
+    residency = Residency(engine, Router())
+    admission = Admission(YieldController(YieldPolicy(max_samples=64)))
+    service = RunSupportService(
+        runs=OneRun(run_dir),
+        verifiers=VerifierPool(1, 1.0),
+        engine=engine,
+        readiness=availability,
+        students=Students(
+            residency,
+            ServedModel(micro_model, model_fingerprint(micro_model), 8),
+            tmp_path / "students",
+        ),
+        admission=admission,
+    )
+    residency.set_interrupt(service.interrupt)
+    server = SupportServer(socket_path(tmp_path), service, [ErrorInterceptor()])
+    await server.start()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = pb_grpc.RunSupportServiceStub(channel)
+        yield Supported(run_dir, engine, residency, service, stub, make_adapter)  # type: ignore[arg-type]
+        await stub.ReleaseStudent(pb.ReleaseStudentRequest(run_id=RUN_ID))
+    await server.stop()
+    assert not residency.residents()
+
+
+async def test_samples_repeat_and_name_their_adapter(supported: Supported) -> None:
+    name = await supported.load(1)
+    assert name.startswith("opsd-run-0a1b2c3d-")
+    first = await supported.sample(name)
+    again = await supported.sample(name)
+    assert [list(a.token_ids) for a in first] == [list(a.token_ids) for a in again]
+    assert {a.adapter for a in first} == {name}
+    # Two of the prompts are the same: their seeds tell them apart.
+    assert list(first[0].token_ids) != list(first[3].token_ids)
+    base = await supported.sample("base")
+    assert [list(a.token_ids) for a in base] != [list(a.token_ids) for a in first]
+
+
+async def test_an_attempt_ends_with_its_stop_token(supported: Supported) -> None:
+    free = await supported.sample("base")
+    assert all(a.truncated and len(a.token_ids) == len(a.logprobs) == 40 for a in free)
+    stop = free[1].token_ids[4]
+    for before, after in zip(
+        free, await supported.sample("base", stop_token_ids=[stop]), strict=True
+    ):
+        ids = list(before.token_ids)
+        if stop in ids:
+            assert list(after.token_ids) == ids[: ids.index(stop) + 1]
+            assert not after.truncated
+        else:
+            assert list(after.token_ids) == ids
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_p": 0.9, "top_k": 5}])
+async def test_logprobs_are_the_models_own_at_temperature_one(
+    supported: Supported, micro_model: Path, settings: dict[str, float]
+) -> None:
+    name = await supported.load(1)
+    attempts = await supported.sample(name, **settings)
+    network = transformers_model(micro_model, Path(supported.make_adapter(1).path))
+    for (prompt, _), attempt in zip(PROMPTS, attempts, strict=True):
+        assert logprobs_of(network, prompt, list(attempt.token_ids)) == pytest.approx(
+            list(attempt.logprobs), abs=1e-3
+        )
+
+
+async def test_an_interrupted_sample_goes_on_where_it_was(
+    supported: Supported, micro_model: Path
+) -> None:
+    """A user arrives in the middle: every sample leaves, comes back, and is whole and true."""
+    name = await supported.load(2)
+    admission = supported.service._admission
+    sampling = asyncio.create_task(supported.sample(name, max_new_tokens=200))
+    interrupted = 0
+    while not sampling.done():
+        await asyncio.sleep(0.05)
+        interrupted += bool(admission._inside)
+        for permit in list(admission._inside.values()):
+            permit.revoke()
+    assert interrupted > 1
+    network = transformers_model(micro_model, Path(supported.make_adapter(2).path))
+    for (prompt, _), attempt in zip(PROMPTS, sampling.result(), strict=True):
+        assert len(attempt.token_ids) == len(attempt.logprobs) == 200
+        assert logprobs_of(network, prompt, list(attempt.token_ids)) == pytest.approx(
+            list(attempt.logprobs), abs=1e-3
+        )
+
+
+async def test_versions_replace_each_other(supported: Supported) -> None:
+    one = await supported.load(1)
+    two = await supported.load(2)
+    assert one != two
+    for _ in range(100):
+        if [r.handle.name for r in supported.residency.residents()] == [two]:
+            break
+        await asyncio.sleep(0.02)
+    assert [r.handle.name for r in supported.residency.residents()] == [two]
+    with pytest.raises(grpc.aio.AioRpcError, match="call LoadStudent"):
+        await supported.sample(one)
+    # The same bytes once more: the engine has met the name, and takes it again.
+    assert await supported.load(1) == one
+    assert await supported.sample(one)
+
+
+async def test_a_client_that_goes_away_stops_the_engines_work(supported: Supported) -> None:
+    call = supported.stub.SampleAttempts(request("base", max_new_tokens=400))
+    async with asyncio.timeout(20):
+        while not supported.engine.num_unfinished_requests():
+            await asyncio.sleep(0.01)
+        call.cancel()
+        while supported.engine.num_unfinished_requests():
+            await asyncio.sleep(0.01)
+
+
+def transformers_model(model: Path, adapter: Path) -> torch.nn.Module:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return PeftModel.from_pretrained(base, adapter).eval()
+
+
+@torch.no_grad()
+def logprobs_of(network: torch.nn.Module, prompt: list[int], answer: list[int]) -> list[float]:
+    logits = network(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+    logprobs = logits.log_softmax(-1).gather(-1, torch.tensor(answer).unsqueeze(-1))
+    found: list[float] = logprobs.squeeze(-1).tolist()
+    assert all(math.isfinite(value) for value in found)
+    return found
