@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +69,7 @@ class Supported:
     async def load(self, seed: int) -> str:
         """Loads the random adapter of this seed as the run's student."""
         target = self.run_dir / "students" / str(seed)
-        target.mkdir(parents=True, exist_ok=True)
-        for file in Path(self.make_adapter(seed).path).iterdir():
-            (target / file.name).write_bytes(file.read_bytes())
+        shutil.copytree(self.make_adapter(seed).path, target, dirs_exist_ok=True)
         answer = await self.stub.LoadStudent(
             pb.LoadStudentRequest(
                 run_id=RUN_ID, version=seed, path=str(target), sha256=content_digest(target)
@@ -218,11 +217,12 @@ async def test_versions_replace_each_other(supported: Supported) -> None:
 
 async def test_a_client_that_goes_away_stops_the_engines_work(supported: Supported) -> None:
     call = supported.stub.SampleAttempts(request("base", max_new_tokens=400))
+    unfinished = supported.engine.num_unfinished_requests
     async with asyncio.timeout(20):
-        while not supported.engine.num_unfinished_requests():
+        while not unfinished():  # noqa: ASYNC110 - vLLM offers no event
             await asyncio.sleep(0.01)
         call.cancel()
-        while supported.engine.num_unfinished_requests():
+        while unfinished():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -73,6 +73,30 @@ class TeacherCheckError(TrainerError, RuntimeError):
     """The teacher cannot read its context, or what the context says does not matter."""
 
 
+class SamplerError(TrainerError, RuntimeError):
+    """The sampler cannot be started, cannot be reached, or refuses what it is asked."""
+
+
+class SamplerMismatchError(TrainerError, RuntimeError):
+    """What the sampler says of its tokens is not what the same weights say here."""
+
+    def __init__(self, step: int, gap: float, bound: float, largest: float) -> None:
+        super().__init__(step, gap, bound, largest)
+        self.step = step
+        self.gap = gap
+        self.bound = bound
+        self.largest = largest
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}: log-probabilities of the sampled tokens differ by {self.gap:.4g} "
+            f"nats a token between sampler and trainer (the largest by {self.largest:.4g}), more "
+            f"than rollout.max_logprob_gap = {self.bound:g}: the sampler runs other weights (a "
+            "stale or foreign adapter, another base model), or another number format or LoRA "
+            "scale; raise the bound only if both run the same weights"
+        )
+
+
 class RankDisagreementError(TrainerError, RuntimeError):
     """The ranks hold different LoRA weights."""
 

@@ -21,6 +21,10 @@ class Rollout:
 
     token_ids: tuple[int, ...]
     truncated: bool  # ended at max_new_tokens, not at an eos token
+    # What its sampler says of each token: nats, at temperature 1, before top-p and top-k; empty
+    # where it was not asked.
+    logprobs: tuple[float, ...] = ()
+    version: int = 0  # of the weights that sampled it: steps done
 
 
 @torch.inference_mode()
@@ -35,6 +39,7 @@ def sample_rollouts(
     eos_ids: frozenset[int],
     pad_id: int,
     on_token: Callable[[], None] = lambda: None,
+    with_logprobs: bool = False,
 ) -> list[Rollout]:
     """Samples one answer to each prompt, all in one batch with a KV cache.
 
@@ -51,6 +56,7 @@ def sample_rollouts(
         eos_ids: tokens that end an answer.
         pad_id: fills the left; never attended to.
         on_token: called after every token of the batch.
+        with_logprobs: fills in `Rollout.logprobs`, at the price of a softmax over the vocabulary.
     """
     device = network.device
     num_seqs = len(prompts)
@@ -62,6 +68,7 @@ def sample_rollouts(
     eos = torch.tensor(sorted(eos_ids), device=device)
     alive_B = torch.ones(num_seqs, dtype=torch.bool, device=device)
     columns: list[Tensor] = []
+    logprob_columns: list[Tensor] = []
     cache, ids = None, inputs.ids_BL
     for index in range(spec.max_new_tokens):
         out = network(
@@ -82,16 +89,20 @@ def sample_rollouts(
         )
         # A finished sequence only fills its row: -1 marks what is not part of the answer.
         columns.append(torch.where(alive_B, next_B, -1))
+        if with_logprobs:
+            logprob_columns.append(_logprobs_of(out.logits[:, -1], next_B))
         alive_B &= ~torch.isin(next_B, eos)
         on_token()
         if not bool(alive_B.any()):
             break
         ids = next_B.unsqueeze(-1)
     rows = torch.stack(columns, dim=1).tolist()
-    truncated = alive_B.tolist()
+    answers = [tuple(token for token in row if token >= 0) for row in rows]
+    # An answer is a prefix of its row.
+    logprobs = torch.stack(logprob_columns, dim=1).tolist() if with_logprobs else [()] * num_seqs
     return [
-        Rollout(tuple(token for token in row if token >= 0), cut)
-        for row, cut in zip(rows, truncated, strict=True)
+        Rollout(answer, cut, tuple(values[: len(answer)]))
+        for answer, cut, values in zip(answers, alive_B.tolist(), logprobs, strict=True)
     ]
 
 
@@ -134,8 +145,20 @@ def sample_tokens(
     return picked_B1.squeeze(-1)
 
 
+def stream_key(seed: int, step: int, stream: int) -> bytes:
+    """32 bytes from which all random numbers of one answer come, whoever samples it."""
+    return hashlib.sha256(f"rollout:{seed}:{step}:{stream}".encode()).digest()
+
+
+def _logprobs_of(logits_BV: Tensor, ids_B: Tensor) -> Tensor:
+    """[B] fp32 nats at temperature 1."""
+    logits_BV = logits_BV.float()
+    picked_B = logits_BV.gather(-1, ids_B.unsqueeze(-1)).squeeze(-1)
+    return picked_B - logits_BV.logsumexp(-1)
+
+
 def _uniforms(seed: int, step: int, stream: int, count: int) -> "np.ndarray[Any, np.dtype[Any]]":
-    key = hashlib.sha256(f"rollout:{seed}:{step}:{stream}".encode()).digest()[:16]
+    key = stream_key(seed, step, stream)[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(count)
 
 

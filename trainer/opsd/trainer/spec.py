@@ -57,6 +57,7 @@ _DEFAULTS: dict[str, Any] = {
     "objective.method": training_pb2.METHOD_OPSD,
     "objective.ratio_clip_low": 0.2,
     "objective.ratio_clip_high": 0.2,
+    "rollout.pool_memory_fraction": 0.4,
     "objective.divergence": training_pb2.DIVERGENCE_FORWARD_KL,
     "objective.jsd_beta": 0.5,
     "objective.clip_mode": training_pb2.CLIP_MODE_NONE,

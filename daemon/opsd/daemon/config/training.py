@@ -89,6 +89,12 @@ class RolloutTraining(Section):
     importance_cap: float = Field(
         default=2.0, ge=1.0, description="Bound of the weight that corrects a stale sample."
     )
+    pool_memory_fraction: float = Field(
+        default=0.4,
+        gt=0.0,
+        le=1.0,
+        description="pool: share of a GPU's memory that its engine takes.",
+    )
 
 
 class ObjectiveTraining(Section):

@@ -16,6 +16,7 @@ Finding = tuple[str, str, str]
 """Key within the table ``training``, what is wrong with it, what to do."""
 
 CONTEXT_PLACEHOLDERS = ("{context}", "{solution}", "{answer}")
+MAX_ENGINE_TEMPERATURE = 2.0  # vLLM's
 _GROUP_METHODS = ("sdpo", "grpo")
 
 
@@ -86,6 +87,12 @@ def _rollout(rollout: RolloutTraining) -> Iterator[Finding]:
             f"{rollout.max_staleness_steps} does not go with the sampler local, which waits for "
             "the trainer",
             "set it to 0, or rollout.sampler to engine or pool",
+        )
+    if rollout.sampler != "local" and rollout.temperature > MAX_ENGINE_TEMPERATURE:
+        yield (
+            "rollout.temperature",
+            f"{rollout.temperature:g} is hotter than an engine samples",
+            f"set it to at most {MAX_ENGINE_TEMPERATURE:g}, or rollout.sampler to local",
         )
 
 

@@ -13,7 +13,15 @@ from typing import Any, TypeVar
 
 import grpc
 
-from opsd.daemon.errors import NotFoundError, OpsdError, StateError, StoreError
+from opsd.daemon.errors import (
+    ConcurrentChangeError,
+    EngineError,
+    NotFoundError,
+    NotReadyError,
+    OpsdError,
+    StateError,
+    StoreError,
+)
 from opsd.daemon.support import metrics
 from opsd.daemon.support.admission import Admission
 from opsd.daemon.support.checks import check_sample, check_verify
@@ -42,7 +50,7 @@ class _Call:
     run_id: str
     adapter: str
     work: asyncio.Task[None] | None = None
-    reason: str = ""  # why the daemon ended it
+    error: OpsdError | None = None  # why the daemon ended it
 
 
 class RunSupportService(pb_grpc.RunSupportServiceServicer):
@@ -86,7 +94,7 @@ class RunSupportService(pb_grpc.RunSupportServiceServicer):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._end_calls(list(self._calls), "the daemon is stopping")
+        await self._end_calls(list(self._calls), NotReadyError("the daemon is stopping"))
         await self._admission.stop()
         self._students.clear_leftovers()
 
@@ -95,7 +103,10 @@ class RunSupportService(pb_grpc.RunSupportServiceServicer):
         calls = [call for call in self._calls if call.adapter == adapter]
         self._students.forget(adapter)
         await self._end_calls(
-            calls, f"{adapter} was unloaded for an adapter that serves: call LoadStudent again"
+            calls,
+            ConcurrentChangeError(
+                f"{adapter} was unloaded for an adapter that serves: call LoadStudent again"
+            ),
         )
 
     # The run's side
@@ -158,7 +169,7 @@ class RunSupportService(pb_grpc.RunSupportServiceServicer):
                 call.work.cancel()
                 await asyncio.gather(call.work, return_exceptions=True)
             if call.work.cancelled():
-                raise StateError(f"sampling was ended: {call.reason or 'cancelled'}")
+                raise call.error or EngineError("the engine ended the sampling")
             call.work.result()
 
     async def ReleaseStudent(
@@ -226,12 +237,13 @@ class RunSupportService(pb_grpc.RunSupportServiceServicer):
                         await self._release(run_id, f"the run is {run.state}")
 
     async def _release(self, run_id: str, reason: str) -> None:
-        await self._end_calls([c for c in self._calls if c.run_id == run_id], reason)
+        calls = [call for call in self._calls if call.run_id == run_id]
+        await self._end_calls(calls, StateError(f"sampling was ended: {reason}"))
         await self._students.release(run_id)
 
-    async def _end_calls(self, calls: list[_Call], reason: str) -> None:
+    async def _end_calls(self, calls: list[_Call], error: OpsdError) -> None:
         for call in calls:
-            call.reason = reason
+            call.error = error
             if call.work is not None:
                 call.work.cancel()
         works = [call.work for call in calls if call.work is not None]

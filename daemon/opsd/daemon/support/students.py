@@ -20,6 +20,7 @@ from opsd.daemon.errors import (
     AdapterError,
     InvalidInputError,
     NotFoundError,
+    OverloadedError,
     StateError,
     StoreError,
 )
@@ -118,8 +119,9 @@ class Students:
         """Checks the files byte by byte, copies them and has the engine load the copy.
 
         Waits while two older versions are in use. Raises InvalidInputError for a path outside the
-        run's directory, AdapterError for files that are not what they should be, StateError when
-        the engine has no slot that serving does not need, EngineError when it cannot load them.
+        run's directory, AdapterError for files that are not what they should be, OverloadedError
+        while the engine has no slot that serving does not need, EngineError when it cannot load
+        them.
         """
         digest = checked_digest(sha256)
         source = await asyncio.to_thread(_inside, run, path)
@@ -173,6 +175,9 @@ class Students:
                     self._leave(run_id, other)
                 await self._gone([other.handle.name for other in older])
                 await self._residency.ensure(student.handle, STUDENT)
+        except StateError as error:
+            self._remove(student)
+            raise OverloadedError(str(error)) from error
         except BaseException:
             self._remove(student)
             raise

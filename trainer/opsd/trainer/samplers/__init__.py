@@ -1,0 +1,1 @@
+"""Who samples the student's answers: this process, the serving engine, or one in the pool."""
