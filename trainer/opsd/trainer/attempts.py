@@ -22,6 +22,11 @@ class Attempt:
     text: str
     """The rollout without special tokens."""
     verdict: Verdict | None = None
+    old_logprobs: tuple[float, ...] = ()
+    """Of a stale attempt: log p of each token by the weights that sampled it, nats, at the
+    temperature of the loss."""
+    importance: tuple[float, ...] = ()
+    """Of a stale attempt: the weight of each token that corrects for it."""
 
 
 @dataclass(frozen=True, slots=True)

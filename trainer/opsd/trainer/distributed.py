@@ -61,6 +61,14 @@ class Ranks:
         dist.all_gather_object(parts, mine)
         return parts
 
+    def share(self, text: str) -> str:
+        """Rank 0's text; what the others pass in is not looked at."""
+        if self.world_size == 1:
+            return text
+        box = [text]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
     def check_agreement(self, tensor: Tensor, name: str) -> None:
         """Raises `RankDisagreementError` unless every rank holds the same bytes."""
         if self.world_size == 1:

@@ -1,26 +1,21 @@
 """A run from the first step to the saved adapter."""
 
-import json
+import contextlib
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
 from opsd.trainer import failpoints
-from opsd.trainer.adapter_io import WEIGHTS_NAME, adapter_config, save_adapter
 from opsd.trainer.cancel import Cancellation
 from opsd.trainer.checkpoint import Checkpoints
 from opsd.trainer.distributed import Ranks
 from opsd.trainer.events import EventLog
-from opsd.trainer.files import replace_file
 from opsd.trainer.model import BaseModel, load_base
+from opsd.trainer.outputs import export_adapter, save_outputs
 from opsd.trainer.step import Stepper
 from opsd.trainer.teacher_check import check_teacher, require_passed
 from opsd.v1 import training_pb2
-
-RATES_NAME = "solve-rates.json"
-"""Attempts and passes that the run added for each problem, beside the adapter."""
 
 
 def train(
@@ -41,98 +36,97 @@ def train(
         events.heartbeat_if_due()
 
     base = load_base(spec.model, ranks.device)
-    stepper = Stepper(spec, ranks, base, on_progress)
-    checkpoints = Checkpoints(Path(spec.output_dir) / "checkpoints", spec)
-    first = checkpoints.resume(stepper)
-    ranks.broadcast_(stepper.network.student.weights_P)
-    ranks.check_agreement(stepper.network.student.weights_P, "LoRA weights at the start")
-    events.step = result.steps_done = first
-    result.generated_tokens = stepper.generated_tokens
-    result.skipped_steps = stepper.num_skipped
-    resumed = f", resumed after step {first}" if first else ""
-    events.write("heartbeat", f"model loaded in {time.monotonic() - began:.1f} s{resumed}")
-    if not first and spec.teacher_check.num_problems and stepper.method.has_teacher:
-        _check_teacher(spec, stepper, base, ranks, events, result)
+    with contextlib.closing(Stepper(spec, ranks, base, on_progress)) as stepper:
+        run = _Run(spec, ranks, base, stepper, events, result)
+        run.begin(began)
+        for step in range(result.steps_done, spec.optim.num_steps):
+            run.step(step)
+        run.finish()
 
-    for step in range(first, spec.optim.num_steps):
-        _step_failpoints(step)
-        skipped_before = stepper.maker.num_skipped
-        metrics = stepper.run(step)
+
+class _Run:
+    """What one trainer process does in turn."""
+
+    def __init__(
+        self,
+        spec: training_pb2.RunSpec,
+        ranks: Ranks,
+        base: BaseModel,
+        stepper: Stepper,
+        events: EventLog,
+        result: training_pb2.RunResult,
+    ) -> None:
+        self._spec = spec
+        self._ranks = ranks
+        self._base = base
+        self._stepper = stepper
+        self._events = events
+        self._result = result
+        self._checkpoints = Checkpoints(Path(spec.output_dir) / "checkpoints", spec)
+        self._began = 0.0
+        self._first = 0
+
+    def begin(self, began: float) -> None:
+        """Goes on from the last checkpoint, or checks the teacher first."""
+        self._began = began
+        stepper, result = self._stepper, self._result
+        self._first = self._checkpoints.resume(stepper)
+        self._ranks.broadcast_(stepper.network.student.weights_P)
+        self._expect_agreement("at the start")
+        self._events.step = result.steps_done = self._first
+        result.generated_tokens = stepper.generated_tokens
         result.skipped_steps = stepper.num_skipped
+        resumed = f", resumed after step {self._first}" if self._first else ""
+        loaded_s = time.monotonic() - began
+        self._events.write("heartbeat", f"model loaded in {loaded_s:.1f} s{resumed}")
+        if not self._first and self._spec.teacher_check.num_problems and stepper.method.has_teacher:
+            report = check_teacher(self._spec, stepper, self._base, self._ranks)
+            result.teacher_check.CopyFrom(report)
+            self._events.write("teacher_check", report.explanation, teacher_check=report)
+            require_passed(report)
+
+    def step(self, step: int) -> None:
+        """The step of this number, from 0, and what is due after it."""
+        _step_failpoints(step)
+        stepper, result, events = self._stepper, self._result, self._events
+        unusable_before = stepper.maker.num_skipped
+        metrics = stepper.run(step)
         events.step = result.steps_done = step + 1
         result.generated_tokens = stepper.generated_tokens
+        result.skipped_steps = stepper.num_skipped
         result.last.CopyFrom(metrics)
-        events.write("step", _note(stepper, skipped_before, metrics), metrics)
-        if step == first:
-            _say(ranks, f"first step done {time.monotonic() - began:.1f} s after loading began")
-        if _is_due(spec.export_every_steps, step, spec):
+        events.write("step", _note(stepper, unusable_before, metrics), metrics)
+        if step == self._first:
+            self._say(f"first step done {time.monotonic() - self._began:.1f} s after loading began")
+        if self._is_due(self._spec.export_every_steps, step):
             digest = ""
-            if ranks.rank == 0:
-                digest = _export(spec, stepper, base.fingerprint, step + 1)
+            if self._ranks.rank == 0:
+                digest = export_adapter(self._spec, stepper, self._base.fingerprint, step + 1)
             events.write("export", digest, metrics)
-        if _is_due(spec.checkpoint_every_steps, step, spec):
-            ranks.check_agreement(stepper.network.student.weights_P, "LoRA weights")
-            if ranks.rank == 0:
-                checkpoints.save(stepper, step + 1)
+        if self._is_due(self._spec.checkpoint_every_steps, step):
+            self._expect_agreement(f"after step {step + 1}")
+            if self._ranks.rank == 0:
+                self._checkpoints.save(stepper, step + 1)
             events.write("checkpoint")
 
-    ranks.check_agreement(stepper.network.student.weights_P, "LoRA weights at the end")
-    if ranks.rank == 0:
-        _save(spec, stepper, base.fingerprint, result)
-    stepper.close()
-    events.write("saved", result.adapter_sha256)
+    def finish(self) -> None:
+        """Saves what the run was for."""
+        self._expect_agreement("at the end")
+        if self._ranks.rank == 0:
+            save_outputs(self._spec, self._stepper, self._base.fingerprint, self._result)
+        self._events.write("saved", self._result.adapter_sha256)
 
+    def _is_due(self, every: int, step: int) -> bool:
+        """Whether this step is one of every so many; the last has its own ending."""
+        return bool(every) and (step + 1) % every == 0 and step + 1 < self._spec.optim.num_steps
 
-def _check_teacher(
-    spec: training_pb2.RunSpec,
-    stepper: Stepper,
-    base: BaseModel,
-    ranks: Ranks,
-    events: EventLog,
-    result: training_pb2.RunResult,
-) -> None:
-    report = check_teacher(spec, stepper, base, ranks)
-    result.teacher_check.CopyFrom(report)
-    events.write("teacher_check", report.explanation, teacher_check=report)
-    require_passed(report)
+    def _expect_agreement(self, when: str) -> None:
+        weights_P = self._stepper.network.student.weights_P
+        self._ranks.check_agreement(weights_P, f"LoRA weights {when}")
 
-
-def _is_due(every: int, step: int, spec: training_pb2.RunSpec) -> bool:
-    """Whether this step, from 0, is one of every so many; the last has its own ending."""
-    return bool(every) and (step + 1) % every == 0 and step + 1 < spec.optim.num_steps
-
-
-def _export(
-    spec: training_pb2.RunSpec, stepper: Stepper, model_fingerprint: str, steps_done: int
-) -> str:
-    """Writes the adapter as it is now; returns its digest."""
-    target = Path(spec.output_dir) / "adapters" / f"step-{steps_done:08d}"
-    target.parent.mkdir(exist_ok=True)
-    config = adapter_config(spec.lora, model_fingerprint)
-    return save_adapter(target, config, stepper.network.adapter_state())
-
-
-def _save(
-    spec: training_pb2.RunSpec,
-    stepper: Stepper,
-    model_fingerprint: str,
-    result: training_pb2.RunResult,
-) -> None:
-    target = Path(spec.output_dir) / "adapter"
-    counts = stepper.curriculum.new_counts()
-    if counts:
-        rates = {k: {"attempts": a, "solved": s} for k, (a, s) in counts.items()}
-        replace_file(Path(spec.output_dir) / RATES_NAME, json.dumps(rates).encode() + b"\n")
-    config = adapter_config(spec.lora, model_fingerprint)
-    result.adapter_sha256 = save_adapter(target, config, stepper.network.adapter_state())
-    result.adapter_path = str(target)
-    if failpoints.armed("corrupt-adapter"):
-        weights = target / WEIGHTS_NAME
-        data = bytearray(weights.read_bytes())
-        data[-1] ^= 0xFF
-        weights.write_bytes(data)
-    if failpoints.armed("crash-before-result"):
-        os.kill(os.getpid(), signal.SIGKILL)
+    def _say(self, text: str) -> None:
+        if self._ranks.rank == 0:
+            print(text, file=sys.stderr, flush=True)
 
 
 def _step_failpoints(step: int) -> None:
@@ -142,9 +136,9 @@ def _step_failpoints(step: int) -> None:
         time.sleep(3600)
 
 
-def _note(stepper: Stepper, before: int, metrics: training_pb2.StepMetrics) -> str:
+def _note(stepper: Stepper, unusable_before: int, metrics: training_pb2.StepMetrics) -> str:
     notes: list[str] = []
-    if new := stepper.maker.num_skipped - before:
+    if new := stepper.maker.num_skipped - unusable_before:
         notes.append(
             f"skipped {new} problems whose prompt does not fit the model's context "
             f"({stepper.maker.num_skipped} so far)"
@@ -159,8 +153,3 @@ def _note(stepper: Stepper, before: int, metrics: training_pb2.StepMetrics) -> s
     if aside := stepper.curriculum.num_aside(stepper.draws.epoch):
         notes.append(f"{aside} problems are set aside")
     return "; ".join(notes)
-
-
-def _say(ranks: Ranks, text: str) -> None:
-    if ranks.rank == 0:
-        print(text, file=sys.stderr, flush=True)

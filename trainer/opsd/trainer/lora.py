@@ -100,6 +100,11 @@ class StudentTeacher:
         with torch.no_grad(), self._as_teacher():
             return self._hidden(ids_BL)
 
+    def sampled_hidden_BLD(self, ids_BL: Tensor) -> Tensor:
+        """Last hidden states of the student as it is sampled: no dropout, no gradient."""
+        with torch.no_grad():
+            return self._hidden(ids_BL)
+
     def base_hidden_BLD(self, ids_BL: Tensor) -> Tensor:
         """Last hidden states of the model without any adapter, without gradient."""
         with torch.no_grad(), self._without_lora():

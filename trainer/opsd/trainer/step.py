@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from opsd.trainer import failpoints
-from opsd.trainer.attempts import Attempt, Outcomes, attempt_texts, shared_outcomes, verified
+from opsd.trainer.attempts import Outcomes, shared_outcomes, verified
 from opsd.trainer.curriculum import Curriculum
 from opsd.trainer.data import Pair, load_shard
 from opsd.trainer.distributed import Ranks
@@ -21,7 +21,7 @@ from opsd.trainer.methods.accumulate import accumulate
 from opsd.trainer.methods.distil import DistilledBatch
 from opsd.trainer.model import BaseModel
 from opsd.trainer.prompts import PromptMaker
-from opsd.trainer.rollout import sample_rollouts
+from opsd.trainer.sampling import StudentSampling
 from opsd.trainer.schedule import learning_rate
 from opsd.trainer.support import Support
 from opsd.trainer.teacher_probe import TeacherProbe
@@ -69,8 +69,10 @@ class Stepper:
             weight_decay=spec.optim.weight_decay,
             fused=True,
         )
+        self.sampling = StudentSampling(spec, ranks, base, self.network, self.maker, on_progress)
         self.generated_tokens = 0
         self.num_skipped = 0
+        self._drawn: tuple[int, list[Pair]] | None = None
 
     def run(self, step: int) -> training_pb2.StepMetrics:
         """The step of this number, from 0.
@@ -85,8 +87,8 @@ class Stepper:
         assert self.weights.grad is not None
         self.weights.grad.zero_()
 
-        epoch = self.draws.epoch
-        pairs = self.draws.take(self._spec.optim.problems_per_step)
+        epoch, pairs = self._drawn or self._draw()
+        self._drawn = None
         metrics = training_pb2.StepMetrics(loss_implementation=in_use(self._ranks.device.type))
         answers = self._answers(step, epoch, pairs, durations, metrics)
         trained = int(self._sum(len(answers)))
@@ -116,39 +118,10 @@ class Stepper:
         return metrics
 
     def close(self) -> None:
-        """Ends the connection to the daemon."""
+        """Frees the sampler and ends the connection to the daemon."""
+        self.sampling.close()
         if self.support is not None:
             self.support.close()
-
-    def rollouts(self, step: int, pairs: list[Pair], durations: Durations) -> list[Attempt]:
-        """This rank's share of the step's attempts: every world_size-th stream."""
-        began = time.perf_counter()
-        each = self._spec.rollout.rollouts_per_problem
-        streams = range(self._ranks.rank, len(pairs) * each, self._ranks.world_size)
-        mine = [pairs[stream // each] for stream in streams]
-        prompts = [self.maker.student_ids(pair) or () for pair in mine]
-        if not mine:
-            return []
-        with self.network.rollout_network() as network:
-            rollouts = sample_rollouts(
-                network,
-                prompts,
-                streams,
-                self._spec.rollout,
-                seed=self._spec.seed,
-                step=step,
-                eos_ids=self._base.eos_ids,
-                pad_id=self._base.pad_id,
-                on_token=self._on_progress,
-            )
-        durations.rollout_s += time.perf_counter() - began
-        texts = attempt_texts(self._base.tokenizer, rollouts)
-        return [
-            Attempt(stream, pair, prompt, rollout, text)
-            for stream, pair, prompt, rollout, text in zip(
-                streams, mine, prompts, rollouts, texts, strict=True
-            )
-        ]
 
     def _answers(
         self,
@@ -164,7 +137,13 @@ class Stepper:
             answers = self.method.demonstrations(mine)
             metrics.trained_fraction = self._sum(len(answers)) / len(pairs)
             return answers
-        attempts = self.rollouts(step, pairs, durations)
+        began = time.perf_counter()
+        sampled = self.sampling.sample(step, pairs, version=step)
+        attempts = sampled.attempts
+        metrics.sampler_logprob_gap = sampled.logprob_gap
+        metrics.staleness_steps = sampled.staleness_steps
+        self._look_ahead(step)
+        durations.rollout_s += time.perf_counter() - began
         tokens = self._sum(sum(len(a.rollout.token_ids) for a in attempts))
         truncated = self._sum(sum(a.rollout.truncated for a in attempts))
         num_attempts = len(pairs) * self._spec.rollout.rollouts_per_problem
@@ -184,6 +163,19 @@ class Stepper:
         answers = self.method.answers(attempts, outcomes)
         metrics.trained_fraction = self._sum(len(answers)) / num_attempts
         return answers
+
+    def _draw(self) -> tuple[int, list[Pair]]:
+        """The next step's problems, and in which pass over the shard they are drawn."""
+        return self.draws.epoch, self.draws.take(self._spec.optim.problems_per_step)
+
+    def _look_ahead(self, step: int) -> None:
+        """Begins the next step's attempts, but not across a checkpoint: a resumed run has to
+        sample what an undisturbed one would."""
+        every = self._spec.checkpoint_every_steps
+        ends = step + 1 == self._spec.optim.num_steps or (every and (step + 1) % every == 0)
+        if self.sampling.looks_ahead and not ends:
+            self._drawn = self._draw()
+            self.sampling.look_ahead(step + 1, self._drawn[1], version=step)
 
     def _learn_rates(self, step: int, epoch: int, pairs: list[Pair], outcomes: Outcomes) -> None:
         for outcome in outcomes.values():

@@ -14,7 +14,7 @@ from opsd.trainer.distributed import Ranks
 from opsd.trainer.errors import TeacherCheckError
 from opsd.trainer.forward import response_hidden_TD
 from opsd.trainer.loss import clipped_kl
-from opsd.trainer.methods import Answer, Durations
+from opsd.trainer.methods import Answer
 from opsd.trainer.methods.distil import Distillation
 from opsd.trainer.model import BaseModel
 from opsd.trainer.step import Stepper
@@ -40,8 +40,8 @@ def check_teacher(
     count = min(spec.teacher_check.num_problems, spec.shard.num_pairs)
     pairs = stepper.draws.take(count)
     stepper.draws.seek(0)
-    attempts = stepper.rollouts(_STEP, pairs, Durations())
-    attempts = verified(attempts, stepper.support)
+    sampled = stepper.sampling.sample(_STEP, pairs, version=0)
+    attempts = verified(sampled.attempts, stepper.support)
     outcomes = shared_outcomes(attempts, ranks)
     answers = method.answers(attempts, outcomes)
     by_id = {pair.id: pair for pair in pairs}
@@ -141,7 +141,7 @@ def _divergences(
             for function, prompts in (
                 (network.teacher_hidden_BLD, [answer.teacher_prompt for answer, _ in batch]),
                 (network.teacher_hidden_BLD, [other for _, other in batch]),
-                (network.student_hidden_BLD, [answer.student_prompt for answer, _ in batch]),
+                (network.sampled_hidden_BLD, [answer.student_prompt for answer, _ in batch]),
             )
         )
         for index, (left_TD, right_TD) in enumerate(

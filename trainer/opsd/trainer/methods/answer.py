@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from opsd.trainer.attempts import Attempt
+from opsd.trainer.epistemic import EpistemicTokens
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -30,6 +33,30 @@ class Answer:
     """Weight of each token that corrects for a sampler with older weights; empty: 1."""
     passed: bool | None = None
     evidence: str = ""
+
+
+def answer_of(
+    attempt: Attempt,
+    epistemic: EpistemicTokens,
+    *,
+    teacher_prompt: tuple[int, ...] = (),
+    advantage: float = 1.0,
+) -> Answer:
+    """The attempt as it is trained on, its words of doubt found."""
+    response = attempt.rollout.token_ids
+    return Answer(
+        attempt.prompt,
+        teacher_prompt,
+        response,
+        attempt.rollout.truncated,
+        tuple(epistemic.marks(response)),
+        pair_id=attempt.pair.id,
+        stream=attempt.stream,
+        advantage=advantage,
+        importance=attempt.importance,
+        passed=None if attempt.verdict is None else attempt.verdict.passed,
+        evidence="" if attempt.verdict is None else attempt.verdict.evidence,
+    )
 
 
 @dataclass(slots=True)

@@ -21,7 +21,13 @@ from opsd.trainer.epistemic import EpistemicTokens
 from opsd.trainer.forward import response_hidden_TD
 from opsd.trainer.lora import StudentTeacher
 from opsd.trainer.loss import Clip, ClippedKL, Divergence, clipped_kl
-from opsd.trainer.methods.answer import Answer, StepSums, response_ids, token_weights
+from opsd.trainer.methods.answer import (
+    Answer,
+    StepSums,
+    answer_of,
+    response_ids,
+    token_weights,
+)
 from opsd.trainer.methods.materials import Materials
 from opsd.trainer.prompts import PromptMaker
 from opsd.trainer.reasoning import Reasoner
@@ -106,7 +112,7 @@ class Distillation:
         if self._reasoner is not None:
             teacher_ids = self._reasoner.extend(teacher_ids)
         return [
-            self._answer(attempt, ids)
+            answer_of(attempt, self._epistemic, teacher_prompt=ids)
             for (attempt, _), ids in zip(usable, teacher_ids, strict=True)
         ]
 
@@ -181,20 +187,6 @@ class Distillation:
         )
         sums.anchor_divergence += float(out.telemetry.divergence_T.double().sum())
         return out.loss
-
-    def _answer(self, attempt: Attempt, teacher_ids: tuple[int, ...]) -> Answer:
-        response = attempt.rollout.token_ids
-        return Answer(
-            attempt.prompt,
-            teacher_ids,
-            response,
-            attempt.rollout.truncated,
-            tuple(self._epistemic.marks(response)),
-            pair_id=attempt.pair.id,
-            stream=attempt.stream,
-            passed=None if attempt.verdict is None else attempt.verdict.passed,
-            evidence="" if attempt.verdict is None else attempt.verdict.evidence,
-        )
 
 
 def _marks(answer: Answer) -> tuple[bool, ...]:

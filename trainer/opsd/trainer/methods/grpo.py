@@ -9,6 +9,7 @@ with ρ_n = p_S(ŷ_n) / p_old(ŷ_n), which is 1 where the weights that sampled a
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,8 +18,19 @@ from opsd.trainer.attempts import Attempt, Outcomes, group_of
 from opsd.trainer.data import Pair
 from opsd.trainer.epistemic import EpistemicTokens
 from opsd.trainer.lora import StudentTeacher
-from opsd.trainer.methods.answer import Answer, StepSums, response_ids, token_weights
-from opsd.trainer.methods.logprobs import add_likelihood, student_hidden, token_likelihood
+from opsd.trainer.methods.answer import (
+    Answer,
+    StepSums,
+    answer_of,
+    response_ids,
+    token_weights,
+)
+from opsd.trainer.methods.logprobs import (
+    add_likelihood,
+    student_hidden,
+    token_likelihood,
+    token_logprobs,
+)
 from opsd.v1 import training_pb2
 
 _STD_FLOOR = 1e-4
@@ -60,18 +72,9 @@ class GroupRelativePolicy:
             advantage = group_advantage(verdict.passed, group)
             if advantage == 0.0:
                 continue
-            answers.append(
-                Answer(
-                    attempt.prompt,
-                    (),
-                    attempt.rollout.token_ids,
-                    attempt.rollout.truncated,
-                    tuple(self._epistemic.marks(attempt.rollout.token_ids)),
-                    pair_id=attempt.pair.id,
-                    stream=attempt.stream,
-                    advantage=advantage,
-                )
-            )
+            # The clipped ratio corrects a stale attempt itself.
+            answer = answer_of(attempt, self._epistemic, advantage=advantage)
+            answers.append(replace(answer, importance=(), old_logprobs=attempt.old_logprobs))
         return answers
 
     def demonstrations(self, pairs: Sequence[Pair]) -> list[Answer]:
@@ -85,7 +88,7 @@ class GroupRelativePolicy:
         advantage_T = torch.tensor([a.advantage for a in batch for _ in a.response], device=device)
         slope_T, surrogate_T = advantage_T, advantage_T
         if any(answer.old_logprobs for answer in batch):
-            logp_T = self._logprobs(hidden_TD, ids_T)
+            logp_T = token_logprobs(hidden_TD, head_VD, ids_T, self._temperature)
             old = [
                 logprob
                 for a, now in zip(batch, _split(logp_T, batch), strict=True)
@@ -98,13 +101,6 @@ class GroupRelativePolicy:
         out = token_likelihood(hidden_TD, head_VD, ids_T, weights_T * slope_T, self._temperature)
         add_likelihood(sums, out, batch, -surrogate_T)
         return out.loss
-
-    def _logprobs(self, hidden_TD: Tensor, ids_T: Tensor) -> Tensor:
-        with torch.no_grad():
-            zeros_T = torch.zeros(len(ids_T), device=ids_T.device)
-            head_VD = self._network.head_weight_VD
-            out = token_likelihood(hidden_TD, head_VD, ids_T, zeros_T, self._temperature)
-        return out.telemetry.student_logprob_T.float()
 
 
 def group_advantage(passed: bool, group: Sequence[bool]) -> float:

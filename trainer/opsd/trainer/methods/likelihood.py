@@ -11,7 +11,7 @@ from opsd.trainer.attempts import Attempt, Outcomes
 from opsd.trainer.data import Pair
 from opsd.trainer.epistemic import EpistemicTokens
 from opsd.trainer.lora import StudentTeacher
-from opsd.trainer.methods.answer import Answer, StepSums, token_weights
+from opsd.trainer.methods.answer import Answer, StepSums, answer_of, token_weights
 from opsd.trainer.methods.logprobs import add_likelihood, negative_log_likelihood
 from opsd.trainer.prompts import PromptMaker
 
@@ -82,15 +82,7 @@ class SelfTaughtReasoner:
 
     def answers(self, attempts: Sequence[Attempt], outcomes: Outcomes) -> list[Answer]:
         return [
-            Answer(
-                attempt.prompt,
-                (),
-                attempt.rollout.token_ids,
-                attempt.rollout.truncated,
-                tuple(self._epistemic.marks(attempt.rollout.token_ids)),
-                pair_id=attempt.pair.id,
-                stream=attempt.stream,
-            )
+            answer_of(attempt, self._epistemic)
             for attempt in attempts
             if attempt.verdict is not None and attempt.verdict.passed
         ]

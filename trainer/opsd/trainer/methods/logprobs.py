@@ -48,6 +48,14 @@ def token_likelihood(
     )
 
 
+@torch.no_grad()
+def token_logprobs(hidden_TD: Tensor, head_VD: Tensor, ids_T: Tensor, temperature: float) -> Tensor:
+    """[T] fp32 log p of each token, nats."""
+    weights_T = torch.zeros(len(ids_T), device=ids_T.device)
+    out = token_likelihood(hidden_TD, head_VD, ids_T, weights_T, temperature)
+    return out.telemetry.student_logprob_T.float()
+
+
 def negative_log_likelihood(
     network: StudentTeacher, batch: Sequence[Answer], weights_T: Tensor, temperature: float
 ) -> ClippedKL:
