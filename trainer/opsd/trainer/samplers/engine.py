@@ -85,8 +85,9 @@ class EngineSampler:
         student = self._files.write(
             version, write, lambda written: self._load(written, self._on_progress)
         )
-        # A name is a function of run and content, so asking costs the others one short call.
-        self._load(student, self._on_progress)
+        if student not in self._names:
+            # A name is a function of run and content, so asking costs the others one short call.
+            self._load(student, self._on_progress)
         self._names = {kept: name for kept, name in self._names.items() if self._is_kept(kept)}
 
     def sample(
