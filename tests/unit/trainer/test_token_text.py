@@ -17,7 +17,7 @@ def byte_level(micro_model: Path) -> Any:
 
 @pytest.fixture
 def byte_fallback() -> Any:
-    """As SentencePiece has it: ▁ for a space, the first one dropped, bytes as tokens of their own."""
+    """As SentencePiece has it: ▁ for a space, the first one dropped, tokens of one byte."""
     from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,13 +128,13 @@ class TokenAudit:
         self._temperature = temperature
         self._shard = shard
         self._waiting: dict[int, dict[str, Any]] = {}
-        self._file: BinaryIO | None = None
-        if path is not None and spec.attempts_per_step:
-            self._file = _open_after(path, steps_done)
+        self._path = path if spec.attempts_per_step else None
+        if self._path is not None:
+            _keep_steps(self._path, steps_done)
 
     def wanted(self, step: int) -> int:
         """How many attempts of the step of this number, from 0, are to be added."""
-        if self._file is None and self._shard is None:
+        if self._path is None and self._shard is None:
             return 0
         return 0 if step % max(self._spec.every_steps, 1) else self._spec.attempts_per_step
 
@@ -161,7 +161,7 @@ class TokenAudit:
             head_weight_VD: lm_head, of both.
         """
         looks = self._looks(sequence.response, student_TD, teacher_TD, head_weight_VD)
-        if self._file is None:
+        if self._path is None:
             return
         self._waiting[place] = {
             "pair_id": sequence.pair_id,
@@ -175,24 +175,19 @@ class TokenAudit:
 
     def write(self, step: int) -> None:
         """Appends the attempts that were added, as those of the step of this number, from 0."""
-        if self._file is not None:
-            for place in sorted(self._waiting):
-                fields = {
-                    name: value
-                    for name, value in self._waiting[place].items()
-                    if value or name == "passed" and value is not None
-                }
-                line = json.dumps(
-                    {"step": step + 1, **fields}, separators=(",", ":"), ensure_ascii=False
-                )
-                self._file.write(line.encode() + b"\n")
-            self._file.flush()
+        lines = []
+        for _, attempt in sorted(self._waiting.items()):
+            fields = {
+                name: value
+                for name, value in attempt.items()
+                if value or (name == "passed" and value is not None)
+            }
+            line = {"step": step + 1, **fields}
+            lines.append(json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n")
         self._waiting.clear()
-
-    def close(self) -> None:
-        """Nothing follows."""
-        if self._file is not None:
-            self._file.close()
+        if self._path is not None and lines:
+            with self._path.open("ab") as file:
+                file.write("".join(lines).encode())
 
     def _looks(
         self,
@@ -298,15 +293,14 @@ def _short(value: float) -> float | str:
     return float(f"{value:.4g}") + 0.0
 
 
-def _open_after(path: Path, steps_done: int) -> BinaryIO:
-    """Opens for appending behind the last whole line of these steps."""
-    file = path.open("ab")
-    kept = 0
-    with path.open("rb") as lines:
-        for line in lines:
+def _keep_steps(path: Path, steps_done: int) -> None:
+    """Cuts the file, made if missing, behind the last whole line of these steps."""
+    kept_bytes = 0
+    with path.open("a+b") as file:
+        file.seek(0)
+        for line in file:
             match = _STEP.match(line)
             if match is None or int(match[1]) > steps_done or not line.endswith(b"\n"):
                 break
-            kept += len(line)
-    file.truncate(kept)
-    return file
+            kept_bytes += len(line)
+        file.truncate(kept_bytes)
