@@ -18,6 +18,7 @@ from opsd.v1 import admin_pb2 as pb
 from opsd.v1 import admin_pb2_grpc, collection_pb2_grpc, inference_pb2_grpc
 from opsd.v1 import collection_pb2 as cpb
 from opsd.v1 import inference_pb2 as ipb
+from opsd.v1.token_audit_pb2 import AuditedAttempt
 
 RUN_ID = "0b6c2c1e-0000-4000-8000-000000000001"
 ADAPTER = "opsd-0123456789abcdef"
@@ -113,6 +114,7 @@ class FakeDaemon(
         cpb.PAIR_STATUS_VERIFIED
     )
     break_after: list[int] = field(default_factory=list)  # acknowledgements of successive streams
+    audited: list[AuditedAttempt] = field(default_factory=list)
     num_pairs: int = 3
     mixed: bool = False
 
@@ -178,6 +180,10 @@ class FakeDaemon(
     def CancelRun(self, request: Any, context: Any) -> pb.Run:
         self._note("CancelRun", request, context)
         return a_run(state=pb.RUN_STATE_CANCELLED)
+
+    def ReadTokenAudit(self, request: Any, context: Any) -> Iterator[AuditedAttempt]:
+        self._note("ReadTokenAudit", request, context)
+        yield from (a for a in self.audited if request.step in (0, a.step))
 
     def ListAdapters(self, request: Any, context: Any) -> pb.ListAdaptersResponse:
         self._note("ListAdapters", request, context)

@@ -1,11 +1,11 @@
 """A shielded word of doubt survives a training that strips everything else of its kind.
 
 A small model is taught its habits first. Asked `…?` it answers `hmm 5`, asked `…!` it answers
-`5 ok`; given the solution too it says `5`, and behind a `hmm` that somebody else wrote ` 5`. As its
-own teacher it thus strips both words. `hmm` is a word of doubt, `ok` is not: with the shield the one
-must stay and the other go, in one and the same run. The shield does not last for ever: attempts that
-happen not to say the word give their gradient still, and weights are shared, so that twice as many
-steps already show.
+`5 ok`; given the solution too it says `5`, and behind a `hmm` that somebody else wrote ` 5`. As
+its own teacher it thus strips both words. `hmm` is a word of doubt, `ok` is not: with the shield
+the one must stay and the other go, in one and the same run. The shield does not last for ever:
+attempts that happen not to say the word give their gradient still, and weights are shared, so that
+twice as many steps already show.
 """
 
 from collections.abc import Iterator

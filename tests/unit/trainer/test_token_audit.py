@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from google.protobuf import json_format
 from tests.unit.trainer.test_objective import network_of
-from torch.multiprocessing.spawn import spawn
 
 from opsd.trainer import token_audit
 from opsd.trainer.forward import response_hidden_TD
-from opsd.trainer.loss import ClippedKL, VocabShard, clipped_kl
+from opsd.trainer.loss import ClippedKL, clipped_kl
 from opsd.trainer.token_audit import AuditedSequence, TokenAudit, TokenSignals
 from opsd.v1 import token_audit_pb2, training_pb2
 
@@ -68,14 +66,12 @@ def signals_of(hidden: Hidden, **settings: Any) -> TokenSignals:
 def audit_of(tokenizer: Any, path: Path | None, **changes: Any) -> TokenAudit:
     spec = {"attempts_per_step": 2, "every_steps": 1, "alternatives": 4}
     steps_done = changes.pop("steps_done", 0)
-    shard = changes.pop("shard", None)
     return TokenAudit(
         training_pb2.TokenAuditSpec(**(spec | changes)),
         tokenizer,
         path,
         temperature=TEMPERATURE,
         steps_done=steps_done,
-        shard=shard,
     )
 
 
@@ -299,44 +295,3 @@ def test_nothing_of_the_audit_needs_memory_for_a_gradient(
     audit.add(0, SEQUENCE, signals, *hidden)
     loss.loss.backward()  # type: ignore[no-untyped-call]
     assert all(torch.equal(part, was) for part, was in zip(hidden, before, strict=True))
-
-
-def sharded(rank: int, directory: str, tensors: Any, model: str) -> None:
-    from transformers import AutoTokenizer
-
-    meeting = f"file://{directory}/meeting"
-    dist.init_process_group("gloo", rank=rank, world_size=2, init_method=meeting)
-    student_TD, teacher_TD, head_VD = tensors
-    # A rank with fewer rows than alternatives, too.
-    part = (slice(0, 3), slice(3, None))[rank]
-    shard = VocabShard.over(None, head_VD[part].shape[0], torch.device("cpu"))
-    path = Path(directory) / "sharded.jsonl" if rank == 0 else None
-    audit = audit_of(AutoTokenizer.from_pretrained(model), path, shard=shard)
-    assert audit.wanted(0) == 2
-    settings = {"temperature": TEMPERATURE, "vocab_shard": shard}
-    telemetry = clipped_kl(student_TD, teacher_TD, head_VD[part], **settings).telemetry
-    signals = TokenSignals.from_telemetry(
-        telemetry, torch.where(torch.tensor(SEQUENCE.epistemic), 0.0, 1.0)
-    )
-    audit.add(0, SEQUENCE, signals, student_TD, teacher_TD, head_VD[part])
-    audit.write(0)
-    dist.destroy_process_group()
-
-
-def test_a_vocabulary_spread_over_ranks(
-    tokenizer: Any, hidden: Hidden, tmp_path: Path, micro_model: Path
-) -> None:
-    whole = written(tokenizer, tmp_path / "whole.jsonl", hidden)
-    tensors = tuple(part.detach().clone() for part in hidden)
-    spawn(sharded, (str(tmp_path), tensors, str(micro_model)), nprocs=2)
-    found = read(tmp_path / "sharded.jsonl")[0]
-    assert len(found.tokens) == len(whole.tokens)
-    for one, other in zip(found.tokens, whole.tokens, strict=True):
-        assert close(one.student_logprob, other.student_logprob)
-        assert close(one.teacher_logprob, other.teacher_logprob)
-        assert [e.id for e in one.student_top] == [e.id for e in other.student_top]
-        assert [e.id for e in one.teacher_top] == [e.id for e in other.teacher_top]
-        assert all(
-            close(e.logprob, o.logprob)
-            for e, o in zip(one.teacher_top, other.teacher_top, strict=True)
-        )

@@ -13,12 +13,13 @@ from opsd.daemon.adapters.promotion import Outcome, Promoter
 from opsd.daemon.admin.convert import adapter_to_proto, audit_to_proto, run_to_proto
 from opsd.daemon.admin.overrides import overrides_json
 from opsd.daemon.admin.ports import RunControl, StatusSource
+from opsd.daemon.admin.token_audit import read_token_audit
 from opsd.daemon.errors import InvalidInputError, NotFoundError
 from opsd.daemon.gate.proto import report_to_proto
 from opsd.daemon.store.api import Store
 from opsd.daemon.types.gate import GateVerdict
 from opsd.daemon.types.runs import Run, RunState, TriggerKind
-from opsd.v1 import admin_pb2, admin_pb2_grpc
+from opsd.v1 import admin_pb2, admin_pb2_grpc, token_audit_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -145,6 +146,14 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             reason=request.reason or "cancelled by an operator",
         )
         return await self._present(cancelled)
+
+    async def ReadTokenAudit(
+        self, request: admin_pb2.ReadTokenAuditRequest, context: Context
+    ) -> AsyncIterator[token_audit_pb2.AuditedAttempt]:
+        run = await asyncio.to_thread(self._store.get_run, _required(request.id, "id"))
+        attempts = read_token_audit(run, request.step)
+        while (attempt := await asyncio.to_thread(next, attempts, None)) is not None:
+            yield attempt
 
     async def ListAdapters(
         self, request: admin_pb2.ListAdaptersRequest, context: Context

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opsd.daemon.cli import token_audit
 from opsd.daemon.cli.output import (
     Output,
     OutputOption,
@@ -152,6 +153,9 @@ def cancel(
         request = CancelRunRequest(id=full, reason=reason, actor=session.actor)
         run = client.call(client.admin.CancelRun, request)
     _print_one(run, output)
+
+
+token_audit.add_to(app)
 
 
 def _print_one(run: Run, output: Output) -> None:
