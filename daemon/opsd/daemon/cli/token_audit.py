@@ -205,13 +205,11 @@ def _print_positions(attempt: AuditedAttempt, top: int, sort: Sort) -> None:
                 _alternatives(token.teacher_top),
             )
         )
-    numbers = ("at", "student", "teacher", "divergence", "loss", "weight", "entropy", "teacher's")
-    print_table(
-        ("at", "token", "student", "teacher", "divergence", "loss", "weight", "marks")
-        + ("entropy", "teacher's", "student would say", "teacher would say"),
-        rows,
-        right=numbers,
+    columns = (
+        *("at", "token", "student", "teacher", "divergence", "loss", "weight", "marks"),
+        *("entropy", "teacher's", "student would say", "teacher would say"),
     )
+    print_table(columns, rows, right=(*columns[:1], *columns[2:7], *columns[8:10]))
 
 
 def _alternatives(top: Iterable[Alternative]) -> str:

@@ -17,11 +17,11 @@ LEGEND_LEVELS: Final = (0.02, 0.1, 0.5, 2.0)
 """Nats of divergence from which a token has one more sign, or a deeper colour."""
 _LEAST_MARKED: Final = 2
 # Black or white on a background of its own: readable on dark and light terminals alike.
-_BACKGROUNDS: Final = {
-    1: ("", "black on color(195)", "black on color(153)", "black on color(75)", "white on color(19)"),
-    -1: ("", "black on color(224)", "black on color(217)", "black on color(209)", "white on color(124)"),
-    0: ("", "black on color(230)", "black on color(229)", "black on color(221)", "black on color(214)"),
-}  # fmt: skip
+_INKS: Final = {
+    1: ("", *(f"black on color({number})" for number in (195, 153, 75)), "white on color(19)"),
+    -1: ("", *(f"black on color({number})" for number in (224, 217, 209)), "white on color(124)"),
+    0: ("", *(f"black on color({number})" for number in (230, 229, 221, 214))),
+}
 
 
 class Sort(StrEnum):
@@ -72,7 +72,7 @@ def sized(token: AuditedToken, sort: Sort) -> float:
 
 def styled(pull: Pull) -> str:
     """A rich style."""
-    parts = [_BACKGROUNDS[pull.sign][pull.level]]
+    parts = [_INKS[pull.sign][pull.level]]
     parts += ["underline"] if pull.clipped else []
     parts += ["bold italic"] if pull.epistemic else []
     parts += ["strike"] if pull.shielded else []
@@ -83,7 +83,7 @@ def marked(text: str, pull: Pull) -> str:
     """The same without colour: `[--_|token]`; what was pulled little stays as it is."""
     signs = {1: "+", -1: "-", 0: "~"}[pull.sign] * pull.level
     marks = signs if pull.level >= _LEAST_MARKED else ""
-    marks += "_" if pull.clipped and marks else ""
+    marks += "_" if pull.clipped else ""
     marks += "?" if pull.epistemic else ""
     marks += "0" if pull.shielded else ""
     return f"[{marks}|{text}]" if marks else text
