@@ -110,8 +110,8 @@ def test_numbers_are_those_of_plain_torch(
     assert len(attempt.tokens) == len(SEQUENCE.response)
     for n, token in enumerate(attempt.tokens):
         assert token.id == SEQUENCE.response[n]
-        assert close(token.student_logprob, s_TV[n, token.id])
-        assert close(token.teacher_logprob, t_TV[n, token.id])
+        assert close(token.student_logprob, float(s_TV[n, token.id]))
+        assert close(token.teacher_logprob, float(t_TV[n, token.id]))
         divergence = float((t_TV[n].exp() * (t_TV[n] - s_TV[n])).sum())
         assert close(token.divergence, divergence)
         assert close(token.loss, divergence)

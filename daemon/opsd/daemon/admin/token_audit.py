@@ -99,11 +99,11 @@ def _no_step(run: Run, step: int, steps: list[int]) -> NotFoundError:
 
 def _fields(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(line)
+        fields: dict[str, Any] | object = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise _malformed(path, number, line, str(error)) from error
     step = fields.get("step") if isinstance(fields, dict) else None
-    if type(step) is not int or step < 1:
+    if not isinstance(fields, dict) or type(step) is not int or step < 1:
         raise _malformed(path, number, line, "it has no step from 1")
     return fields
 
