@@ -18,6 +18,7 @@ from opsd.daemon.errors import (
 from opsd.daemon.store.sql import SqlStore, open_store
 from opsd.daemon.types.adapters import Adapter, AdapterState, Incumbent
 from opsd.daemon.types.engine import BASE
+from opsd.daemon.types.gate import GateReport, GateVerdict
 from opsd.daemon.types.runs import Run, RunState
 
 MakeAdapter = Callable[..., Adapter]
@@ -203,6 +204,28 @@ def test_a_rejected_adapter_stays_out(store: SqlStore, candidate: Callable[[], A
         promote(store, adapter.name)
     with pytest.raises(StateError):
         store.reject(adapter.name, actor="ana", reason="worse")
+
+
+def test_a_rejection_and_the_report_that_says_why_are_one(
+    store: SqlStore, candidate: Callable[[], Adapter]
+) -> None:
+    adapter = candidate()
+    report = GateReport(adapter.run_id, adapter.name, BASE, GateVerdict.FAIL, "no", (), 1.0, 2.0)
+    store.set_adapter_state(adapter.name, AdapterState.RETIRED)
+    with pytest.raises(StateError):
+        store.reject(adapter.name, actor="gate", reason="worse", report=report)
+    with pytest.raises(NotFoundError):
+        store.get_gate(adapter.run_id)
+    store.set_adapter_state(adapter.name, AdapterState.CANDIDATE)
+    store.reject(adapter.name, actor="gate", reason="worse", report=report)
+    assert store.get_gate(adapter.run_id) == report
+    assert store.get_run(adapter.run_id).state is RunState.REJECTED
+
+
+def test_ids_without_a_row_are_used_once(store: SqlStore, candidate: Callable[[], Adapter]) -> None:
+    ids = [candidate().lora_id, store.allot_lora_id(), store.allot_lora_id(), candidate().lora_id]
+    assert ids == sorted(set(ids))
+    assert len(store.list_adapters()) == 2
 
 
 def test_a_stale_epoch_changes_nothing(store: SqlStore, candidate: Callable[[], Adapter]) -> None:

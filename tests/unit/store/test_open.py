@@ -18,6 +18,7 @@ from opsd.daemon.store.connect import safe_url, sqlite_url
 from opsd.daemon.store.migrations.upgrade import scripts
 from opsd.daemon.store.sql import SqlStore, open_store
 from opsd.daemon.store.tables import LooseText, metadata
+from opsd.daemon.types.runs import Run, RunState, TriggerKind
 
 
 def test_passwords_are_hidden() -> None:
@@ -170,3 +171,22 @@ def test_a_migration_that_fails_leaves_nothing(
         open_store(sqlite_url(tmp_path))
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+
+
+def test_rows_of_an_older_version_get_the_new_columns(store_url: str) -> None:
+    store = open_store(store_url)
+    store.create_run(Run("r" * 36, RunState.QUEUED, TriggerKind.CRON, "cron", "time", 1.0, 1.0))
+
+    def back_to_the_first(connection: Connection) -> None:
+        connection.execute(text("DROP TABLE curve_points"))
+        for column in ("same_data_as", "measure_only", "teacher_check_json"):
+            connection.execute(text(f"ALTER TABLE runs DROP COLUMN {column}"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+
+    store._database.write(back_to_the_first)
+    store.close()
+    store = open_store(store_url)
+    run = store.get_run("r" * 36)
+    assert (run.same_data_as, run.measure_only, run.teacher_check_json) == ("", False, "")
+    assert run.curve == ()
+    store.close()

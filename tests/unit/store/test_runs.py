@@ -24,7 +24,7 @@ from opsd.daemon.types.gate import (
     SuiteReport,
     SuiteRole,
 )
-from opsd.daemon.types.runs import Run, RunState
+from opsd.daemon.types.runs import CurvePoint, Run, RunState
 
 MakeRun = Callable[..., Run]
 
@@ -92,6 +92,37 @@ def test_fields_are_set_and_garbage_is_kept(store: SqlStore, make_run: MakeRun) 
         store.update_run(run.id, state=RunState.FAILED)
     with pytest.raises(NotFoundError):
         store.update_run("no", step=1)
+
+
+def test_what_a_comparison_asks_for_comes_back(store: SqlStore, make_run: MakeRun) -> None:
+    first = store.create_run(make_run())
+    run = replace(make_run(), same_data_as=first.id, measure_only=True)
+    assert replace(store.create_run(run), history=()) == run
+    checked = store.update_run(run.id, teacher_check_json='{"passed": true}')
+    assert (checked.measure_only, checked.teacher_check_json) == (True, '{"passed": true}')
+
+
+def test_a_curve_grows_in_any_order_and_each_point_is_there_once(
+    store: SqlStore, make_run: MakeRun
+) -> None:
+    run, other = store.create_run(make_run()), store.create_run(make_run())
+    points = [
+        CurvePoint(step, 1 << 40, 1.5 * step, suite, 200, 0.25, 31.5)
+        for step in (10, 0, 20)
+        for suite in ("word", "symbols")
+    ]
+    for point in points:
+        changed = store.add_curve_point(run.id, point)
+    assert changed.updated_unix_s > run.updated_unix_s
+    assert changed == store.get_run(run.id)
+    assert changed.curve == tuple(sorted(points, key=lambda point: (point.step, point.suite)))
+    better = replace(points[0], accuracy=0.75)
+    assert better in store.add_curve_point(run.id, better).curve
+    assert len(store.get_run(run.id).curve) == 6
+    assert store.get_run(other.id).curve == ()
+    assert store.list_runs(limit=2).items[1].curve == ()
+    with pytest.raises(NotFoundError):
+        store.add_curve_point("no", better)
 
 
 def test_open_runs_are_those_not_over(store: SqlStore, make_run: MakeRun) -> None:

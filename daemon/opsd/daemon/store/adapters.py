@@ -7,9 +7,10 @@ it the second waits, sees another epoch and gives up.
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import asdict, replace
 
-from sqlalchemy import Connection, RowMapping, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from opsd.daemon.errors import (
@@ -22,9 +23,11 @@ from opsd.daemon.errors import (
 from opsd.daemon.store import tables
 from opsd.daemon.store.api import Change
 from opsd.daemon.store.area import MIN_PREFIX_CHARS, Area, write_audit
+from opsd.daemon.store.gate import write_report
 from opsd.daemon.store.runs import load_run, move_run
 from opsd.daemon.types.adapters import Adapter, AdapterState, Incumbent
 from opsd.daemon.types.engine import BASE
+from opsd.daemon.types.gate import GateReport
 from opsd.daemon.types.runs import RunState
 
 _adapters = tables.adapters
@@ -150,7 +153,34 @@ class AdapterArea(Area):
 
         return self._database.write(work, name="rollback")
 
-    def reject(self, name: str, *, actor: str, reason: str) -> Change:
+    def allot_lora_id(self) -> int:
+        placeholder = f"allotted-{uuid.uuid4().hex}"
+
+        def work(connection: Connection) -> int:
+            # The sequence does not go back when the row goes.
+            key = connection.execute(
+                insert(_adapters).values(
+                    name=placeholder,
+                    sha256=placeholder,
+                    state=AdapterState.REJECTED.value,
+                    run_id="",
+                    path="",
+                    rank=0,
+                    alpha=0.0,
+                    size_bytes=0,
+                    model_fingerprint="",
+                    created_unix_s=self._clock(),
+                )
+            ).inserted_primary_key
+            assert key is not None, "an inserted row has a key"
+            connection.execute(delete(_adapters).where(_adapters.c.name == placeholder))
+            return int(key[0])
+
+        return self._database.write(work)
+
+    def reject(
+        self, name: str, *, actor: str, reason: str, report: GateReport | None = None
+    ) -> Change:
         _require_why(actor, reason)
 
         def work(connection: Connection) -> Change:
@@ -163,6 +193,8 @@ class AdapterArea(Area):
                 )
             _set_state(connection, adapter.name, AdapterState.REJECTED)
             now = self._clock()
+            if report is not None:
+                write_report(connection, report)
             for state in (RunState.EVALUATING, RunState.AWAITING_APPROVAL):
                 _advance_run(connection, adapter, state, RunState.REJECTED, reason, now)
             audit_id = write_audit(

@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 from opsd.daemon.types.adapters import Adapter, AdapterState, AuditEntry, Incumbent
 from opsd.daemon.types.gate import GateReport
 from opsd.daemon.types.pairs import AddPairResult, Attempt, Pair, PairCounts, PairStatus, Rating
-from opsd.daemon.types.runs import PoolLease, Run, RunState
+from opsd.daemon.types.runs import CurvePoint, PoolLease, Run, RunState
 
 T = TypeVar("T")
 
@@ -76,11 +76,11 @@ class RunStore(Protocol):
         ...
 
     def get_run(self, run_id: str) -> Run:
-        """By id or a unique prefix of at least 4 characters; with its history."""
+        """By id or a unique prefix of at least 4 characters; with its history and its curve."""
         ...
 
     def list_runs(self, *, limit: int, token: str = "") -> Page[Run]:
-        """Without history."""
+        """Without history and curve."""
         ...
 
     def open_runs(self) -> list[Run]:
@@ -88,7 +88,7 @@ class RunStore(Protocol):
         ...
 
     def update_run(self, run_id: str, **fields: object) -> Run:
-        """Sets fields of the row other than id, state and history."""
+        """Sets fields of the row other than id, state, history and curve."""
         ...
 
     def transition_run(
@@ -99,6 +99,10 @@ class RunStore(Protocol):
 
     def request_cancel(self, run_id: str, *, actor: str, reason: str) -> Run:
         """Sets cancel_reason and writes the audit entry; StateError when the run is over."""
+        ...
+
+    def add_curve_point(self, run_id: str, point: CurvePoint) -> Run:
+        """One point of the run's curve; of the same step and suite, the later one stands."""
         ...
 
     def record_snapshot(self, run_id: str, pair_ids: Sequence[str]) -> None:
@@ -158,8 +162,15 @@ class AdapterStore(Protocol):
         ROLLED_BACK, the incumbent stays). StateError when there is nothing to roll back to."""
         ...
 
-    def reject(self, name: str, *, actor: str, reason: str) -> Change:
-        """A CANDIDATE becomes REJECTED, its run (EVALUATING or AWAITING_APPROVAL) too."""
+    def reject(
+        self, name: str, *, actor: str, reason: str, report: GateReport | None = None
+    ) -> Change:
+        """A CANDIDATE becomes REJECTED, its run (EVALUATING or AWAITING_APPROVAL) too; the gate's
+        report that says why is stored in the same transaction."""
+        ...
+
+    def allot_lora_id(self) -> int:
+        """For an adapter that gets no row: of the same sequence, so never used for another."""
         ...
 
     def set_adapter_state(self, name: str, state: AdapterState) -> None: ...

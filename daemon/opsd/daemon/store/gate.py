@@ -28,27 +28,7 @@ class GateArea(Area):
 
     def save_gate(self, report: GateReport) -> None:
         """The same report again is a no-op."""
-        text = json.dumps(asdict(report), sort_keys=True)
-
-        def work(connection: Connection) -> None:
-            newest = connection.execute(
-                select(_reports.c.report_json)
-                .where(_reports.c.run_id == report.run_id)
-                .order_by(_reports.c.seq.desc())
-                .limit(1)
-            ).scalar()
-            if newest == text:
-                return
-            connection.execute(
-                insert(_reports).values(
-                    run_id=report.run_id,
-                    candidate=report.candidate,
-                    verdict=report.verdict.value,
-                    report_json=text,
-                )
-            )
-
-        self._database.write(work)
+        self._database.write(lambda connection: write_report(connection, report))
 
     def get_gate(self, key: str) -> GateReport:
         return self._database.read(lambda connection: _newest(connection, key))
@@ -89,6 +69,27 @@ class GateArea(Area):
             (row["adapter"], row["suite"], row["item_id"]): (row["solved"], row["tokens"])
             for row in rows
         }
+
+
+def write_report(connection: Connection, report: GateReport) -> None:
+    """Unless it is there already."""
+    text = json.dumps(asdict(report), sort_keys=True)
+    newest = connection.execute(
+        select(_reports.c.report_json)
+        .where(_reports.c.run_id == report.run_id)
+        .order_by(_reports.c.seq.desc())
+        .limit(1)
+    ).scalar()
+    if newest == text:
+        return
+    connection.execute(
+        insert(_reports).values(
+            run_id=report.run_id,
+            candidate=report.candidate,
+            verdict=report.verdict.value,
+            report_json=text,
+        )
+    )
 
 
 def _newest(connection: Connection, key: str) -> GateReport:

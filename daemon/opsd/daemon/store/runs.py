@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields as dataclass_fields
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import Enum
 from typing import Any
 
@@ -25,7 +25,7 @@ from opsd.daemon.errors import (
 from opsd.daemon.store import tables
 from opsd.daemon.store.api import Page
 from opsd.daemon.store.area import Area, by_prefix, chunks, one, page, write_audit
-from opsd.daemon.types.runs import PoolLease, Run, RunState, Transition, TriggerKind
+from opsd.daemon.types.runs import CurvePoint, PoolLease, Run, RunState, Transition, TriggerKind
 
 _runs = tables.runs
 _lease = tables.pool_lease
@@ -38,7 +38,10 @@ OPEN_STATES = (
     RunState.AWAITING_APPROVAL,
     RunState.CANARY,
 )
-_COLUMNS = tuple(field.name for field in dataclass_fields(Run) if field.name != "history")
+_ROWS_OF_THEIR_OWN = frozenset({"history", "curve"})
+_COLUMNS = tuple(
+    field.name for field in dataclass_fields(Run) if field.name not in _ROWS_OF_THEIR_OWN
+)
 _SETTABLE = frozenset(_COLUMNS) - {"id", "state", "created_unix_s"}
 
 
@@ -143,6 +146,27 @@ class RunArea(Area):
 
         return self._database.write(work)
 
+    def add_curve_point(self, run_id: str, point: CurvePoint) -> Run:
+        """Of the same step and suite, the later one stands."""
+        points = tables.curve_points
+
+        def work(connection: Connection) -> Run:
+            load_run(connection, run_id, for_update=True)
+            connection.execute(
+                delete(points).where(
+                    points.c.run_id == run_id,
+                    points.c.step == point.step,
+                    points.c.suite == point.suite,
+                )
+            )
+            connection.execute(insert(points).values(run_id=run_id, **asdict(point)))
+            connection.execute(
+                update(_runs).where(_runs.c.id == run_id).values(updated_unix_s=self._clock())
+            )
+            return load_run(connection, run_id)
+
+        return self._database.write(work)
+
     def record_snapshot(self, run_id: str, pair_ids: Sequence[str]) -> None:
         """Recorded again (a run prepared twice), the later one stands."""
         snapshots, held, pairs = tables.snapshots, tables.snapshot_pairs, tables.pairs
@@ -224,7 +248,7 @@ class RunArea(Area):
 
 
 def load_run(connection: Connection, run_id: str, *, for_update: bool = False) -> Run:
-    """With its history; raises NotFoundError. ``for_update`` locks the row until the commit."""
+    """With its history and its curve; raises NotFoundError. ``for_update`` locks the row until the commit."""
     query = select(_runs).where(_runs.c.id == run_id)
     if for_update:
         query = query.with_for_update()
@@ -238,7 +262,15 @@ def load_run(connection: Connection, run_id: str, *, for_update: bool = False) -
     history = tuple(
         Transition(RunState(line["state"]), line["time_unix_s"], line["reason"]) for line in lines
     )
-    return replace(_run(row), history=history)
+    points = tables.curve_points
+    lines = connection.execute(
+        select(points).where(points.c.run_id == run_id).order_by(points.c.step, points.c.suite)
+    ).mappings()
+    curve = tuple(
+        CurvePoint(**{name: value for name, value in line.items() if name != "run_id"})
+        for line in lines
+    )
+    return replace(_run(row), history=history, curve=curve)
 
 
 def move_run(

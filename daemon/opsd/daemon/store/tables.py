@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
     text,
 )
 
@@ -125,6 +126,9 @@ runs = Table(
     Column("cancel_actor", LooseText, nullable=False),
     Column("error", LooseText, nullable=False),
     Column("log_tail", LooseText, nullable=False),
+    Column("same_data_as", String(36), nullable=False, server_default=""),
+    Column("measure_only", Boolean, nullable=False, server_default=false()),
+    Column("teacher_check_json", LooseText, nullable=False, server_default=""),
     sqlite_autoincrement=True,
 )
 Index(
@@ -144,6 +148,19 @@ run_history = Table(
     Column("time_unix_s", Double, nullable=False),
     Column("reason", LooseText, nullable=False),
     sqlite_autoincrement=True,
+)
+
+curve_points = Table(
+    "curve_points",
+    metadata,
+    Column("run_id", ForeignKey("runs.id"), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("suite", String(64), primary_key=True),
+    Column("generated_tokens", BigInteger, nullable=False),
+    Column("train_s", Double, nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("accuracy", Double, nullable=False),
+    Column("tokens_mean", Double, nullable=False),
 )
 
 snapshots = Table(

@@ -52,6 +52,16 @@ class SuiteReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Measurement:
+    """One adapter alone on one suite; items without an outcome are left out."""
+
+    suite: str
+    n: int
+    accuracy: float  # [0, 1]
+    tokens_mean: float  # of the completions
+
+
+@dataclass(frozen=True, slots=True)
 class GateReport:
     run_id: str
     candidate: str

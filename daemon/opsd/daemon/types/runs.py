@@ -35,6 +35,19 @@ class Transition:
 
 
 @dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """A run's adapter as it was after some step, on one suite."""
+
+    step: int
+    generated_tokens: int  # sampled for training up to then
+    train_s: float  # wall-clock seconds of training up to then
+    suite: str
+    n: int  # items that were judged
+    accuracy: float  # [0, 1]
+    tokens_mean: float  # of the completions
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """A run's row. JSON texts are canonical proto3 JSON of the messages in training.proto."""
 
@@ -64,7 +77,11 @@ class Run:
     cancel_actor: str = ""
     error: str = ""
     log_tail: str = ""
+    same_data_as: str = ""  # the run whose shard it trains on
+    measure_only: bool = False  # rejected once it is evaluated, whatever the verdict
+    teacher_check_json: str = ""  # TeacherCheckReport
     history: tuple[Transition, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
