@@ -29,7 +29,7 @@ from opsd.daemon.types.engine import (
     EngineRequest,
     FinishReason,
 )
-from opsd.daemon.types.gate import GateReport, GateVerdict
+from opsd.daemon.types.gate import GateReport, GateVerdict, Measurement
 from opsd.daemon.types.pairs import Verdict, VerdictKind
 from opsd.daemon.types.runs import Run, RunState, TriggerKind
 
@@ -195,8 +195,8 @@ class Bench:
         self.recovery_timeout_s = 5.0
         self.answer_timeout_s = 5.0
 
-    async def evaluate(self, incumbent: AdapterHandle | None = None) -> GateReport:
-        evaluator = GateEvaluator(
+    def evaluator(self) -> GateEvaluator:
+        return GateEvaluator(
             self.engine,
             self.verifier,
             self.store,
@@ -207,9 +207,15 @@ class Bench:
             recovery_timeout_s=self.recovery_timeout_s,
             poll_interval_s=0.001,
         )
-        return await evaluator.evaluate(
-            RUN, CANDIDATE, incumbent, lambda done, total: self.progress.append((done, total))
-        )
+
+    async def evaluate(self, incumbent: AdapterHandle | None = None) -> GateReport:
+        return await self.evaluator().evaluate(RUN, CANDIDATE, incumbent, self.on_progress)
+
+    async def measure(self, adapter: AdapterHandle | None) -> list[Measurement]:
+        return await self.evaluator().measure(RUN, adapter, self.on_progress)
+
+    def on_progress(self, done: int, total: int) -> None:
+        self.progress.append((done, total))
 
 
 @pytest.fixture
@@ -482,3 +488,51 @@ async def test_without_suites_nothing_is_proven(bench: Bench) -> None:
     assert report.verdict is GateVerdict.INCONCLUSIVE
     assert "add [[gate.suites]] entries" in report.explanation
     assert bench.progress == [(0, 0)]
+
+
+async def test_one_adapter_alone_is_measured_on_the_target_suites(bench: Bench) -> None:
+    def half(request: EngineRequest, attempt: int) -> str:
+        assert bench.routes.held == {CANDIDATE.name: 1}
+        number = int(request.messages[0].content.rpartition("-")[2])
+        return right(request, attempt) if number % 2 else wrong(request, attempt)
+
+    bench.engine.behaviours[CANDIDATE.name] = half
+    found = await bench.measure(CANDIDATE.handle())
+    assert found == [Measurement("medium", 12, 0.5, 2.0)]
+    assert bench.evaluator().num_target_items() == len(bench.engine.requests) == 12
+    assert {request.priority for request in bench.engine.requests} == {PRIORITY}
+    assert bench.progress[-1] == (12, 12)
+    assert bench.routes.held.total() == 0
+
+
+async def test_what_the_evaluation_asked_is_not_asked_again(bench: Bench) -> None:
+    await bench.evaluate()
+    asked = len(bench.engine.requests)
+    assert [m.accuracy for m in await bench.measure(CANDIDATE.handle())] == [1.0]
+    assert [m.accuracy for m in await bench.measure(None)] == [0.0]
+    assert len(bench.engine.requests) == asked
+
+
+async def test_a_measurement_leaves_room_for_users(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.config = bench.config.model_copy(update={"concurrency": 8})
+    bench.routes.users = 3
+    await bench.measure(CANDIDATE.handle())
+    assert bench.engine.peak == 5
+
+
+async def test_items_without_an_outcome_are_left_out_of_a_measurement(bench: Bench) -> None:
+    def refuse(request: EngineRequest, attempt: int) -> str:
+        if request.messages[0].content == "say medium-0":
+            raise InvalidInputError("prompt too long")
+        return right(request, attempt)
+
+    bench.engine.behaviours[CANDIDATE.name] = refuse
+    assert await bench.measure(CANDIDATE.handle()) == [Measurement("medium", 11, 1.0, 2.0)]
+
+    def refuse_all(request: EngineRequest, attempt: int) -> str:
+        raise InvalidInputError("prompt too long")
+
+    bench.engine.behaviours["base"] = refuse_all
+    with pytest.raises(StateError, match="none of the 12 answers of base to suite 'medium'"):
+        await bench.measure(None)

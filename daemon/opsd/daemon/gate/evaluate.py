@@ -37,7 +37,7 @@ from opsd.daemon.types.engine import (
     FinishReason,
     Sampling,
 )
-from opsd.daemon.types.gate import GateReport
+from opsd.daemon.types.gate import GateReport, Measurement, SuiteRole
 from opsd.daemon.types.pairs import SuiteItem, Verdict, VerdictKind
 from opsd.daemon.types.runs import Run
 
@@ -46,13 +46,14 @@ log = logging.getLogger(__name__)
 PRIORITY = 10
 """Below users, who are 0: the engine's scheduler serves lower numbers first."""
 
-_OWN_LEASES = 2  # of an evaluation: candidate and incumbent
-
 _ITEMS = Counter("opsd_gate_answers_total", "Answers given in held-out evaluation.", ["outcome"])
 _EVALUATIONS = Counter("opsd_gate_evaluations_total", "Evaluations finished.", ["verdict"])
 
 Progress = Callable[[int, int], None]
-"""Told (answers so far, answers in all), twice the number of items."""
+"""Told (answers so far, answers in all), one for each adapter and item."""
+
+AnswerKey = tuple[str, str, str]
+"""Adapter, suite key, item."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class _Task:
     handle: AdapterHandle | None
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> AnswerKey:
         return (self.adapter, self.suite_key, self.item.id)
 
 
@@ -131,7 +132,7 @@ class GateEvaluator:
             self._routes.route(f"gate-{run.id}", candidate.name),
             self._routes.route(f"gate-{run.id}", incumbent_name),
         ):
-            answers = await self._answers(run, tasks, on_progress)
+            answers = await self._answers(run, tasks, on_progress, own_leases=2)
         report = judge_gate(
             run_id=run.id,
             candidate=candidate.name,
@@ -157,6 +158,49 @@ class GateEvaluator:
         )
         return report
 
+    def num_target_items(self) -> int:
+        """Answers that one call of ``measure`` takes."""
+        return sum(len(suite.items) for suite in self._targets())
+
+    async def measure(
+        self, run: Run, adapter: AdapterHandle | None, on_progress: Progress
+    ) -> list[Measurement]:
+        """One adapter (None: base) alone on every target suite, in the order of the configuration.
+
+        Under the conditions of ``evaluate`` and with its store: an answer that the run's evaluation
+        had from this adapter already is not asked for again. Raises what ``evaluate`` raises, and
+        StateError for a suite without any outcome.
+        """
+        name = adapter.name if adapter else BASE
+        await asyncio.to_thread(check_unchanged, self._suites)
+        tasks = [
+            _Task(self._suite_key(suite), suite.name, item, name, adapter)
+            for suite in self._targets()
+            for item in suite.items
+        ]
+        with self._routes.route(f"gate-{run.id}", name):
+            answers = await self._answers(run, tasks, on_progress, own_leases=1)
+        return [self._summary(suite, name, answers) for suite in self._targets()]
+
+    def _targets(self) -> list[Suite]:
+        return [suite for suite in self._suites.suites if suite.role is SuiteRole.TARGET]
+
+    def _summary(self, suite: Suite, name: str, answers: dict[AnswerKey, Answer]) -> Measurement:
+        key = self._suite_key(suite)
+        found = [answers[name, key, item.id] for item in suite.items]
+        judged = [answer for answer in found if answer.solved is not None]
+        if not judged:
+            raise StateError(
+                f"none of the {len(found)} answers of {name} to suite {suite.name!r} could be "
+                "judged: the daemon's log names the reason of each (gate_item_error)"
+            )
+        return Measurement(
+            suite=suite.name,
+            n=len(judged),
+            accuracy=sum(answer.solved is True for answer in judged) / len(judged),
+            tokens_mean=sum(answer.tokens for answer in judged) / len(judged),
+        )
+
     def _tasks(self, candidate: Adapter, incumbent: AdapterHandle | None) -> list[_Task]:
         sides = [
             (incumbent.name if incumbent else BASE, incumbent),
@@ -173,8 +217,8 @@ class GateEvaluator:
         return tasks
 
     async def _answers(
-        self, run: Run, tasks: list[_Task], on_progress: Progress
-    ) -> dict[tuple[str, str, str], Answer]:
+        self, run: Run, tasks: list[_Task], on_progress: Progress, *, own_leases: int
+    ) -> dict[AnswerKey, Answer]:
         stored = await asyncio.to_thread(self._store.gate_outcomes, run.id)
         answers = {
             task.key: self._recalled(*stored[task.key]) for task in tasks if task.key in stored
@@ -184,7 +228,7 @@ class GateEvaluator:
 
         async def work(index: int) -> None:
             while pending:
-                if index >= self._allowed():
+                if index >= self._allowed(own_leases):
                     await asyncio.sleep(self._poll_interval_s)
                     continue
                 task = pending.popleft()
@@ -214,14 +258,14 @@ class GateEvaluator:
             ) from None
         return answers
 
-    def _allowed(self) -> int:
+    def _allowed(self, own_leases: int) -> int:
         """Answers that may be in the engine now: users' completions take places first, to a point.
 
         The engine's priorities alone would keep users first in the queue; fewer answers beside them
         keep its steps short. A quarter of the places stays, or busy days would never see a verdict.
         """
         concurrency = self._config.concurrency
-        users = self._routes.total_in_flight() - _OWN_LEASES
+        users = self._routes.total_in_flight() - own_leases
         return min(concurrency, max(1, concurrency // 4, concurrency - users))
 
     async def _answer(self, run: Run, task: _Task) -> Answer:
@@ -316,7 +360,7 @@ class GateEvaluator:
         suite: Suite,
         candidate: str,
         incumbent: str,
-        answers: dict[tuple[str, str, str], Answer],
+        answers: dict[AnswerKey, Answer],
     ) -> list[PairedItem]:
         key = self._suite_key(suite)
         return [

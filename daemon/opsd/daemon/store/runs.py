@@ -7,8 +7,8 @@ compare-and-set.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields as dataclass_fields
 from dataclasses import asdict, replace
+from dataclasses import fields as dataclass_fields
 from enum import Enum
 from typing import Any
 
@@ -248,7 +248,10 @@ class RunArea(Area):
 
 
 def load_run(connection: Connection, run_id: str, *, for_update: bool = False) -> Run:
-    """With its history and its curve; raises NotFoundError. ``for_update`` locks the row until the commit."""
+    """With its history and its curve; raises NotFoundError.
+
+    ``for_update`` locks the row until the commit.
+    """
     query = select(_runs).where(_runs.c.id == run_id)
     if for_update:
         query = query.with_for_update()
