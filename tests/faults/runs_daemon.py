@@ -12,7 +12,8 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from opsd.daemon.adapters.files import model_fingerprint
@@ -22,7 +23,8 @@ from opsd.daemon.runs.launcher import LaunchRequest, TorchrunLauncher
 from opsd.daemon.runs.spec import ModelFacts
 from opsd.daemon.store.sql import SqlStore, open_store
 from opsd.daemon.types.adapters import Adapter, AdapterState
-from opsd.daemon.types.gate import GateReport, GateVerdict
+from opsd.daemon.types.engine import AdapterHandle
+from opsd.daemon.types.gate import GateReport, GateVerdict, Measurement
 from opsd.daemon.types.runs import Run, TriggerKind
 
 
@@ -51,7 +53,24 @@ class AnyAdapter:
         """Nothing is loaded."""
 
 
+class AnyTrial:
+    @asynccontextmanager
+    async def on_trial(self, adapter_dir: Path, sha256: str) -> AsyncIterator[AdapterHandle]:
+        yield AdapterHandle(f"opsd-{sha256[:16]}", 99, str(adapter_dir))
+
+
 class PassingGate:
+    def num_items(self) -> int:
+        return 1
+
+    def num_target_items(self) -> int:
+        return 1
+
+    async def measure(
+        self, run: Run, adapter: AdapterHandle | None, on_progress: Callable[[int, int], None]
+    ) -> list[Measurement]:
+        return [Measurement("any", 1, 1.0, 1.0)]
+
     async def evaluate(
         self, run: Run, candidate: Adapter, on_progress: Callable[[int, int], None]
     ) -> GateReport:
@@ -95,6 +114,7 @@ async def serve(options: argparse.Namespace) -> None:
         store=store,
         launcher=launcher(options.fake),
         intake=AnyAdapter(store),
+        trials=AnyTrial(),
         evaluator=PassingGate(),
         held_out=NothingHeldOut(),
         model=ModelFacts(

@@ -20,6 +20,7 @@ from opsd.daemon.errors import AdapterError, EngineError, NotFoundError, StateEr
 from opsd.daemon.store.api import Change
 from opsd.daemon.types.adapters import Adapter, AdapterState, Incumbent
 from opsd.daemon.types.engine import AdapterHandle
+from opsd.daemon.types.gate import GateReport
 from opsd.daemon.types.runs import Run, RunState, TriggerKind
 
 RUN = Run("run-1", RunState.EVALUATING, TriggerKind.OPERATOR, "me", "", 0.0, 0.0)
@@ -61,7 +62,12 @@ class FakeStore:
     def rollback(self, *, expected_epoch: int, actor: str, reason: str) -> Change:
         raise AssertionError
 
-    def reject(self, name: str, *, actor: str, reason: str) -> Change:
+    def reject(
+        self, name: str, *, actor: str, reason: str, report: GateReport | None = None
+    ) -> Change:
+        raise AssertionError
+
+    def allot_lora_id(self) -> int:
         raise AssertionError
 
 

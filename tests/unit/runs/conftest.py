@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,16 @@ from opsd.daemon.runs.states import is_final
 from opsd.daemon.runs.timing import Timing
 from opsd.daemon.store.api import Page
 from opsd.daemon.types.adapters import Adapter, AdapterState, Incumbent
-from opsd.daemon.types.gate import GateReport, GateVerdict
+from opsd.daemon.types.engine import AdapterHandle
+from opsd.daemon.types.gate import (
+    GateReport,
+    GateVerdict,
+    Measurement,
+    SuiteReport,
+    SuiteRole,
+)
 from opsd.daemon.types.pairs import Pair, PairCounts, PairInput, PairStatus, Verdict, VerdictKind
-from opsd.daemon.types.runs import PoolLease, Run, RunState, Transition, TriggerKind
+from opsd.daemon.types.runs import CurvePoint, PoolLease, Run, RunState, Transition, TriggerKind
 from opsd.daemon.types.text import prompt_key
 
 FAKE_TRAINER = Path(__file__).with_name("fake_trainer.py")
@@ -117,6 +125,10 @@ class FakeStore:
             raise StateError("over")
         return self.update_run(run_id, cancel_actor=actor, cancel_reason=reason)
 
+    def add_curve_points(self, run_id: str, points: Sequence[CurvePoint]) -> Run:
+        with self._lock:
+            return self.update_run(run_id, curve=(*self.runs[run_id].curve, *points))
+
     def record_snapshot(self, run_id: str, pair_ids: Sequence[str]) -> None:
         self.snapshots[run_id] = tuple(pair_ids)
 
@@ -171,7 +183,11 @@ class FakeStore:
     def set_adapter_state(self, name: str, state: AdapterState) -> None:
         self.adapters[name] = replace(self.adapters[name], state=state)
 
-    def reject(self, name: str, *, actor: str, reason: str) -> None:
+    def reject(
+        self, name: str, *, actor: str, reason: str, report: GateReport | None = None
+    ) -> None:
+        if report is not None:
+            self.gates.append(report)
         self.set_adapter_state(name, AdapterState.REJECTED)
         run = self.runs[self.adapters[name].run_id]
         self.transition_run(run.id, expected=run.state, to=RunState.REJECTED, reason=reason)
@@ -218,6 +234,54 @@ class FakeIntake:
 
 
 @dataclass
+class FakeTrials:
+    """Remembers what was loaded; ``errors`` are raised first."""
+
+    errors: list[Exception] = field(default_factory=list)
+    loaded: list[tuple[Path, str]] = field(default_factory=list)
+    num_loaded: int = 0
+    most_loaded: int = 0
+
+    @asynccontextmanager
+    async def on_trial(self, adapter_dir: Path, sha256: str) -> AsyncIterator[AdapterHandle]:
+        if self.errors:
+            raise self.errors.pop(0)
+        assert (adapter_dir / "weights").is_file()
+        self.loaded.append((adapter_dir, sha256))
+        self.num_loaded += 1
+        self.most_loaded = max(self.most_loaded, self.num_loaded)
+        try:
+            yield AdapterHandle(f"opsd-{sha256[:16]}", 99, str(adapter_dir))
+        finally:
+            self.num_loaded -= 1
+
+
+def a_suite(name: str, role: SuiteRole) -> SuiteReport:
+    return SuiteReport(
+        name=name,
+        role=role,
+        n=2,
+        incumbent_accuracy=0.25,
+        candidate_accuracy=0.75,
+        only_incumbent=0,
+        only_candidate=1,
+        difference=0.5,
+        ci_low=0.0,
+        ci_high=1.0,
+        confidence=0.95,
+        p_value=1.0,
+        margin=0.02,
+        verdict=GateVerdict.PASS,
+        explanation="",
+        incumbent_tokens_mean=4.0,
+        candidate_tokens_mean=5.0,
+        strata=(),
+        num_errors=0,
+        suite_sha256="ab",
+    )
+
+
+@dataclass
 class FakeEvaluator:
     """Says ``verdict``; ``errors`` are raised first; with ``hold`` it waits for it."""
 
@@ -225,6 +289,27 @@ class FakeEvaluator:
     errors: list[Exception] = field(default_factory=list)
     hold: asyncio.Event | None = None
     calls: int = 0
+    measured: list[str] = field(default_factory=list)
+    measure_errors: list[Exception] = field(default_factory=list)
+    hold_measure_of: int = -1  # the call of ``measure`` that waits for ``hold``
+    incumbent: str = "base"
+
+    def num_items(self) -> int:
+        return 2
+
+    def num_target_items(self) -> int:
+        return 2
+
+    async def measure(
+        self, run: Run, adapter: AdapterHandle | None, on_progress: Callable[[int, int], None]
+    ) -> list[Measurement]:
+        if len(self.measured) == self.hold_measure_of and self.hold is not None:
+            await self.hold.wait()
+        if self.measure_errors:
+            raise self.measure_errors.pop(0)
+        self.measured.append(adapter.name if adapter else "base")
+        on_progress(2, 2)
+        return [Measurement("medium", 2, 0.5, 4.5)]
 
     async def evaluate(
         self, run: Run, candidate: Adapter, on_progress: Callable[[int, int], None]
@@ -239,10 +324,10 @@ class FakeEvaluator:
         return GateReport(
             run_id=run.id,
             candidate=candidate.name,
-            incumbent="base",
+            incumbent=self.incumbent,
             verdict=self.verdict,
             explanation="as told",
-            suites=(),
+            suites=(a_suite("medium", SuiteRole.TARGET), a_suite("easy", SuiteRole.GUARD)),
             started_unix_s=0.0,
             finished_unix_s=1.0,
         )
@@ -264,6 +349,7 @@ class Lab:
         self.store = FakeStore()
         self.store.pairs = [make_pair(number) for number in range(40)]
         self.intake = FakeIntake(self.store)
+        self.trials = FakeTrials()
         self.evaluator = FakeEvaluator()
         self.held_out = FakeHeldOut()
         self.timing = Timing(
@@ -308,6 +394,7 @@ class Lab:
             store=self.store,
             launcher=self.launcher,
             intake=self.intake,
+            trials=self.trials,
             evaluator=self.evaluator,
             held_out=self.held_out,
             model=MODEL,
@@ -325,7 +412,7 @@ class Lab:
         await controller.start()
         return controller
 
-    async def trigger(self, controller: RunController, **given: str) -> Run:
+    async def trigger(self, controller: RunController, **given: Any) -> Run:
         return await controller.trigger(
             TriggerKind.OPERATOR, actor="ada", reason="why not", **given
         )
@@ -337,11 +424,11 @@ class Lab:
                 run = row
         return run
 
-    async def run(self, scenario: str = "ok") -> Run:
+    async def run(self, scenario: str = "ok", **given: Any) -> Run:
         """A run from trigger to decision."""
         self.scenario(scenario)
         controller = await self.started()
-        return await self.settled(controller, await self.trigger(controller))
+        return await self.settled(controller, await self.trigger(controller, **given))
 
     async def until(self, run: Run, holds: Callable[[Run], bool]) -> Run:
         async with asyncio.timeout(20):

@@ -34,6 +34,8 @@ def main() -> int:
 
 def play(scenario: str, spec: dict, out: Path, events, num_steps: int) -> None:  # type: ignore[no-untyped-def, type-arg]
     write(events, kind="started", num_steps=num_steps)
+    if scenario in ("checked", "blind_teacher"):
+        check_teacher(scenario, out, spec, events, num_steps)
     for step in range(1, num_steps + 1):
         if scenario in ("until_told", "grandchild", "ignores_sigterm"):
             # A safety net for tests that fail: nothing of theirs stays behind for long.
@@ -47,7 +49,34 @@ def play(scenario: str, spec: dict, out: Path, events, num_steps: int) -> None: 
         metrics = {"loss": 1.0 / step, "generated_tokens": str(100 * step)}
         metrics["loss_implementation"] = "native-avx2" if step > 1 else "torch"
         write(events, kind="step", step=step, num_steps=num_steps, metrics=metrics)
+        every = spec["export_every_steps"]
+        if every and step % every == 0 and step < num_steps and scenario != "no_exports":
+            export(out, events, step, num_steps)
     finish(scenario, spec, out, num_steps)
+
+
+def check_teacher(scenario: str, out: Path, spec: dict, events, num_steps: int) -> None:  # type: ignore[no-untyped-def, type-arg]
+    report = {"num_problems": 8, "accuracy_with": 0.5, "passed": scenario == "checked"}
+    write(events, kind="teacher_check", num_steps=num_steps, teacher_check=report)
+    if scenario == "blind_teacher":
+        result = {"run_id": spec["run_id"], "outcome": "RUN_OUTCOME_FAILED", "error": "it is blind"}
+        (out / "result.json").write_text(json.dumps(result))
+        sys.exit(1)
+
+
+def export(out: Path, events, step: int, num_steps: int) -> None:  # type: ignore[no-untyped-def]
+    """The adapter as it is after the step."""
+    adapter = out / "adapters" / f"step-{step:08d}"
+    adapter.mkdir(parents=True, exist_ok=True)
+    (adapter / "weights").write_text(str(step))
+    write(
+        events,
+        kind="export",
+        step=step,
+        num_steps=num_steps,
+        metrics={"generated_tokens": str(100 * step)},
+        message=f"{step:064x}",
+    )
 
 
 def misbehave(scenario: str, events) -> None:  # type: ignore[no-untyped-def]
@@ -124,6 +153,8 @@ def start_grandchild(out: Path) -> None:
 
 
 def write(events, **event: object) -> None:  # type: ignore[no-untyped-def]
+    # The clock of this play: ten seconds a step.
+    event["time_unix_s"] = 1000.0 + 10 * int(str(event.get("step", 0)))
     events.write(json.dumps(event) + "\n")
     events.flush()
 

@@ -111,18 +111,18 @@ def test_a_curve_grows_in_any_order_and_each_point_is_there_once(
         for step in (10, 0, 20)
         for suite in ("word", "symbols")
     ]
-    for point in points:
-        changed = store.add_curve_point(run.id, point)
+    for start in (0, 2, 4):
+        changed = store.add_curve_points(run.id, points[start : start + 2])
     assert changed.updated_unix_s > run.updated_unix_s
     assert changed == store.get_run(run.id)
     assert changed.curve == tuple(sorted(points, key=lambda point: (point.step, point.suite)))
     better = replace(points[0], accuracy=0.75)
-    assert better in store.add_curve_point(run.id, better).curve
+    assert better in store.add_curve_points(run.id, [better]).curve
     assert len(store.get_run(run.id).curve) == 6
     assert store.get_run(other.id).curve == ()
     assert store.list_runs(limit=2).items[1].curve == ()
     with pytest.raises(NotFoundError):
-        store.add_curve_point("no", better)
+        store.add_curve_points("no", [better])
 
 
 def test_open_runs_are_those_not_over(store: SqlStore, make_run: MakeRun) -> None:

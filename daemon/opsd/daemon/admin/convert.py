@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from google.protobuf import json_format
 
 from opsd.daemon.types.adapters import Adapter, AdapterState, AuditEntry
@@ -25,7 +27,7 @@ def verdict_to_proto(verdict: GateVerdict | None) -> admin_pb2.GateVerdict.Value
 def run_to_proto(
     run: Run, *, verdict: GateVerdict | None = None, details: bool = True
 ) -> admin_pb2.Run:
-    """A run's message; spec, history and log only with ``details``."""
+    """A run's message; spec, history, curve and log only with ``details``."""
     message = admin_pb2.Run(
         id=run.id,
         state=_RUN_STATES[run.state],
@@ -45,9 +47,12 @@ def run_to_proto(
         gate_verdict=verdict_to_proto(verdict),
         generated_tokens=run.generated_tokens,
         run_dir=run.run_dir,
+        measure_only=run.measure_only,
     )
     if run.metrics_json:
         json_format.Parse(run.metrics_json, message.metrics, ignore_unknown_fields=True)
+    if run.teacher_check_json:
+        json_format.Parse(run.teacher_check_json, message.teacher_check, ignore_unknown_fields=True)
     if details:
         if run.spec_json:
             spec = training_pb2.RunSpec()
@@ -60,6 +65,8 @@ def run_to_proto(
                 time_unix_s=transition.time_unix_s,
                 reason=transition.reason,
             )
+        for point in run.curve:
+            message.curve.add(**asdict(point))
     return message
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from opsd.daemon.types.runs import Run, TriggerKind
-from opsd.v1 import admin_pb2
+from opsd.v1 import admin_pb2, training_pb2
 
 
 class RunControl(Protocol):
@@ -21,7 +21,13 @@ class RunControl(Protocol):
         overrides_json: str = "{}",
         source: str = "",
         request_id: str = "",
+        same_data_as: str = "",
+        measure_only: bool = False,
     ) -> Run: ...
+
+    async def plan(
+        self, *, overrides_json: str = "{}", source: str = "", same_data_as: str = ""
+    ) -> training_pb2.RunSpec: ...
 
     async def cancel(self, run_id: str, *, actor: str, reason: str) -> Run: ...
 

@@ -107,6 +107,13 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
                 f"reason: has {len(request.reason)} characters, "
                 f"at most {_MAX_REASON_CHARS} are kept"
             )
+        if request.validate_only:
+            spec = await self._runs.plan(
+                overrides_json=overrides_json(request),
+                source=request.source,
+                same_data_as=request.same_data_as,
+            )
+            return admin_pb2.Run(spec=spec, num_steps=spec.optim.num_steps)
         run = await self._runs.trigger(
             TriggerKind.OPERATOR,
             actor=actor_of(context, request.actor),
@@ -114,6 +121,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
             overrides_json=overrides_json(request),
             source=request.source,
             request_id=request.request_id,
+            same_data_as=request.same_data_as,
+            measure_only=request.measure_only,
         )
         return run_to_proto(run)
 

@@ -9,8 +9,8 @@ from opsd.daemon.gate.evaluate import GateEvaluator
 from opsd.daemon.serve.state import Availability
 from opsd.daemon.store.api import AdapterStore
 from opsd.daemon.types.adapters import Adapter
-from opsd.daemon.types.engine import BASE
-from opsd.daemon.types.gate import GateReport
+from opsd.daemon.types.engine import BASE, AdapterHandle
+from opsd.daemon.types.gate import GateReport, Measurement
 from opsd.daemon.types.runs import Run
 
 
@@ -23,6 +23,19 @@ class IncumbentEvaluator:
         self._gate = gate
         self._store = store
         self._availability = availability
+
+    def num_items(self) -> int:
+        return self._gate.num_items()
+
+    def num_target_items(self) -> int:
+        return self._gate.num_target_items()
+
+    async def measure(
+        self, run: Run, adapter: AdapterHandle | None, on_progress: Callable[[int, int], None]
+    ) -> list[Measurement]:
+        """Raises NotReadyError while the engine is down: the run waits for it."""
+        self._availability.require_ready()
+        return await self._gate.measure(run, adapter, on_progress)
 
     async def evaluate(
         self, run: Run, candidate: Adapter, on_progress: Callable[[int, int], None]

@@ -10,6 +10,7 @@ from opsd.daemon.adapters.intake import AdapterIntake, ServedModel
 from opsd.daemon.adapters.promotion import Promoter
 from opsd.daemon.adapters.residency import Residency
 from opsd.daemon.adapters.routing import Router
+from opsd.daemon.adapters.trial import Trials
 from opsd.daemon.admin.service import AdminService
 from opsd.daemon.app.bridges import IncumbentEvaluator
 from opsd.daemon.app.interceptors import ErrorInterceptor
@@ -110,10 +111,11 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         max_rank=config.engine.max_lora_rank,
         residency=residency,
     )
+    served = ServedModel(Path(config.model.path), fingerprint, config.engine.max_lora_rank)
     load = UserLoad()
     support = _support(
         config,
-        ServedModel(Path(config.model.path), fingerprint, config.engine.max_lora_rank),
+        served,
         store=store,
         verifiers=verifiers,
         engine=engine,
@@ -121,11 +123,19 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         residency=residency,
         load=load,
     )
+    trials = Trials(
+        store,
+        state_dir=config.state_dir,
+        model=served,
+        residency=residency,
+        verify_known=intake.verify_known,
+    )
     gate = GateEvaluator(engine, verifiers, store, suites, config.gate, routes=router)
     controller = RunController(
         store=store,
         launcher=TorchrunLauncher(),
         intake=intake,
+        trials=trials,
         evaluator=IncumbentEvaluator(gate, store, availability),
         held_out=suites,
         model=ModelFacts(

@@ -158,6 +158,10 @@ class GateEvaluator:
         )
         return report
 
+    def num_items(self) -> int:
+        """Of all suites; ``evaluate`` takes twice as many answers."""
+        return self._suites.num_items()
+
     def num_target_items(self) -> int:
         """Answers that one call of ``measure`` takes."""
         return sum(len(suite.items) for suite in self._targets())

@@ -26,20 +26,22 @@ from opsd.daemon.errors import (
     TrainerFailure,
 )
 from opsd.daemon.runs import metrics
+from opsd.daemon.runs.curve import CurveStage
 from opsd.daemon.runs.evaluation import EvaluationStage
 from opsd.daemon.runs.files import read_tail, storable
 from opsd.daemon.runs.launcher import LOG_NAME, Launcher
 from opsd.daemon.runs.pool import Pool
-from opsd.daemon.runs.ports import Evaluator, HeldOut, Intake, RunsStore
+from opsd.daemon.runs.ports import Evaluator, HeldOut, Intake, RunsStore, Trials
 from opsd.daemon.runs.preparation import PreparationStage
 from opsd.daemon.runs.rows import Rows, wait_briefly
-from opsd.daemon.runs.shard import too_few_pairs
+from opsd.daemon.runs.shard import no_shard, require_same_source, too_few_pairs
 from opsd.daemon.runs.spec import ModelFacts, SpecBuilder
 from opsd.daemon.runs.states import CANCELLABLE_STATES, OPEN_STATES, is_final
 from opsd.daemon.runs.timing import Timing
 from opsd.daemon.runs.training import TrainingStage
 from opsd.daemon.types.adapters import AdapterState
 from opsd.daemon.types.runs import Run, RunState, TriggerKind
+from opsd.v1 import training_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ class RunController:
         store: RunsStore,
         launcher: Launcher,
         intake: Intake,
+        trials: Trials,
         evaluator: Evaluator,
         held_out: HeldOut,
         model: ModelFacts,
@@ -97,6 +100,7 @@ class RunController:
             rows=self._rows,
             intake=intake,
             evaluator=evaluator,
+            curve=CurveStage(store=store, rows=self._rows, trials=trials, evaluator=evaluator),
             timing=timing,
             wake=self._wake.set,
         )
@@ -129,14 +133,21 @@ class RunController:
         overrides_json: str = "{}",
         source: str = "",
         request_id: str = "",
+        same_data_as: str = "",
+        measure_only: bool = False,
     ) -> Run:
         """Queues a run; a ``request_id`` seen before returns the run it made.
 
-        Raises InvalidInputError for overrides that cannot be, and StateError when an operator asks
-        for a run on fewer than ``runs.min_pairs`` verified pairs.
+        ``same_data_as`` is the id of a run whose data this one is to train on, or a unique prefix;
+        ``measure_only`` rejects the adapter once it is evaluated. Raises InvalidInputError for
+        overrides that cannot be, NotFoundError for no such run, and StateError when an operator
+        asks for a run on fewer than ``runs.min_pairs`` verified pairs or on data that is not there.
         """
         self._specs.resolve(overrides_json)
-        if kind is TriggerKind.OPERATOR:
+        if same_data_as:
+            data_of = await self._data_of(same_data_as, source)
+            same_data_as, source = data_of.id, data_of.source
+        elif kind is TriggerKind.OPERATOR:
             await self._require_pairs(source)
         now_s = time.time()
         wanted = Run(
@@ -150,6 +161,8 @@ class RunController:
             overrides_json=overrides_json or "{}",
             source=source,
             request_id=request_id,
+            same_data_as=same_data_as,
+            measure_only=measure_only,
         )
         run = await asyncio.to_thread(self._store.create_run, wanted)
         if run.id == wanted.id:
@@ -157,6 +170,17 @@ class RunController:
             logger.info("run queued run=%s trigger=%s actor=%s", run.id, kind, actor)
         self._wake.set()
         return run
+
+    async def plan(
+        self, *, overrides_json: str = "{}", source: str = "", same_data_as: str = ""
+    ) -> training_pb2.RunSpec:
+        """What an operator's trigger would train with; raises what it would, and queues nothing."""
+        spec = await asyncio.to_thread(self._preparation.plan, overrides_json)
+        if same_data_as:
+            await self._data_of(same_data_as, source)
+        else:
+            await self._require_pairs(source)
+        return spec
 
     async def cancel(self, run_id: str, *, actor: str, reason: str) -> Run:
         """Ends the run: its trainer is killed, its candidate rejected, the pool free.
@@ -328,6 +352,15 @@ class RunController:
         runs = [await self._rows.get(run_id) for run_id in candidates]
         over = {RunState.FAILED, RunState.CANCELLED, RunState.REJECTED}
         await self._reject_candidates({run.id for run in runs if run.state in over})
+
+    async def _data_of(self, run_id: str, source: str) -> Run:
+        """The run whose data is asked for; it may have yet to write its shard."""
+        run = await self._rows.get(run_id)
+        if source:
+            require_same_source(source, run)
+        if is_final(run.state) and not run.spec_json:
+            raise StateError(no_shard(run))
+        return run
 
     async def _require_pairs(self, source: str) -> None:
         need = self._config.min_pairs

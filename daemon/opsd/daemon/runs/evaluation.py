@@ -17,6 +17,7 @@ from opsd.daemon.errors import (
     StoreError,
     TrainerFailure,
 )
+from opsd.daemon.runs.curve import CurveStage
 from opsd.daemon.runs.ports import Evaluator, Intake, RunsStore
 from opsd.daemon.runs.result import adapter_dir, read_result
 from opsd.daemon.runs.rows import Rows
@@ -54,6 +55,7 @@ class EvaluationStage:
         rows: Rows,
         intake: Intake,
         evaluator: Evaluator,
+        curve: CurveStage,
         timing: Timing,
         wake: Callable[[], None],
     ) -> None:
@@ -61,6 +63,7 @@ class EvaluationStage:
         self._rows = rows
         self._intake = intake
         self._evaluator = evaluator
+        self._curve = curve
         self._timing = timing
         self._wake = wake
         self._jobs: dict[str, _Job] = {}
@@ -105,8 +108,7 @@ class EvaluationStage:
         give_up_s = time.monotonic() + self._timing.not_ready_limit_s
         while True:
             try:
-                candidate = await self._admit(run)
-                return await self._evaluator.evaluate(run, candidate, job.on_progress)
+                return await self._measure(run, job)
             except NotReadyError as error:
                 if time.monotonic() > give_up_s:
                     raise TrainerFailure(f"evaluation failed: {error}") from error
@@ -126,6 +128,21 @@ class EvaluationStage:
                 raise TrainerFailure(f"evaluation failed: {str(error) or repr(error)}") from error
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, self._timing.retry_longest_s)
+
+    async def _measure(self, run: Run, job: _Job) -> GateReport:
+        """The exported adapters come first: the candidate is the last to be loaded, and stays."""
+        run = await self._rows.get(run.id)
+        num_before = self._curve.num_answers(run)
+        num_answers = num_before + 2 * self._evaluator.num_items()
+        await self._curve.measure_exports(run, lambda done, _: job.on_progress(done, num_answers))
+        candidate = await self._admit(run)
+        report = await self._evaluator.evaluate(
+            run,
+            candidate,
+            lambda done, total: job.on_progress(num_before + done, num_before + total),
+        )
+        await self._curve.add_ends(run, report)
+        return report
 
     async def _admit(self, run: Run) -> Adapter:
         run_dir = Path(run.run_dir)
@@ -153,13 +170,16 @@ class EvaluationStage:
 
     async def _conclude(self, run: Run, report: GateReport) -> Run:
         assert report.run_id == run.id, f"the gate judged {report.run_id} for {run.id}"
-        await asyncio.to_thread(self._store.save_gate, report)
         reason = f"gate: {report.verdict}: {report.explanation}"
         logger.info("gate run=%s candidate=%s verdict=%s", run.id, report.candidate, report.verdict)
-        if report.verdict is not GateVerdict.FAIL:
+        if report.verdict is not GateVerdict.FAIL and not run.measure_only:
+            await asyncio.to_thread(self._store.save_gate, report)
             return await self._rows.move(run, RunState.AWAITING_APPROVAL, reason)
+        if run.measure_only:
+            reason = f"measured only; {reason}"
+        # One transaction: with a report that passed, a candidate could be approved.
         await asyncio.to_thread(
-            self._store.reject, report.candidate, actor=GATE_ACTOR, reason=reason
+            self._store.reject, report.candidate, actor=GATE_ACTOR, reason=reason, report=report
         )
         self._rows.notify(run.id)
         await self.withdraw(report.candidate)

@@ -31,6 +31,11 @@ class Pool:
         first = next((other for other in open_runs if other.state is RunState.QUEUED), run)
         if first.id != run.id:
             return f"waits for the pool: run {first.id} came first"
+        if run.measure_only:
+            # Its seconds are compared: an evaluation beside it would make them longer.
+            for other in open_runs:
+                if other.state is RunState.EVALUATING:
+                    return f"waits to be measured alone: run {other.id} is {other.state}"
         if await self._acquire(run.id):
             return ""
         holder = await self._holder()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
 from opsd.daemon.store.api import RunStore
 from opsd.daemon.types.adapters import Adapter, AdapterState, Incumbent
-from opsd.daemon.types.gate import GateReport
+from opsd.daemon.types.engine import AdapterHandle
+from opsd.daemon.types.gate import GateReport, Measurement
 from opsd.daemon.types.pairs import Pair, PairCounts
 from opsd.daemon.types.runs import Run
 
@@ -28,7 +30,9 @@ class RunsStore(RunStore, Protocol):
 
     def set_adapter_state(self, name: str, state: AdapterState) -> None: ...
 
-    def reject(self, name: str, *, actor: str, reason: str) -> object: ...
+    def reject(
+        self, name: str, *, actor: str, reason: str, report: GateReport | None = None
+    ) -> object: ...
 
     def save_gate(self, report: GateReport) -> None: ...
 
@@ -60,8 +64,40 @@ class Intake(Protocol):
         ...
 
 
+class Trials(Protocol):
+    """Where an adapter is loaded to be measured, and for nothing else."""
+
+    def on_trial(
+        self, adapter_dir: Path, sha256: str
+    ) -> AbstractAsyncContextManager[AdapterHandle]:
+        """Verifies the files byte by byte; within, the adapter is loaded in the candidate's role.
+
+        Raises AdapterError when the files are not what they should be, EngineError when the engine
+        could not load them.
+        """
+        ...
+
+
 class Evaluator(Protocol):
     """The gate."""
+
+    def num_items(self) -> int:
+        """Of all suites; ``evaluate`` asks for twice as many answers."""
+        ...
+
+    def num_target_items(self) -> int:
+        """Of the suites with the role target: the answers that ``measure`` asks for."""
+        ...
+
+    async def measure(
+        self, run: Run, adapter: AdapterHandle | None, on_progress: Callable[[int, int], None]
+    ) -> Sequence[Measurement]:
+        """One adapter (None: base) alone on the target suites; goes on where an interrupted call
+        stopped, and takes what ``evaluate`` had from it already.
+
+        Raises EngineError or NotReadyError for what may be tried again.
+        """
+        ...
 
     async def evaluate(
         self, run: Run, candidate: Adapter, on_progress: Callable[[int, int], None]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from opsd.daemon.runs.ports import HeldOut, RunsStore
 from opsd.daemon.runs.rows import Rows
-from opsd.daemon.runs.shard import Snapshot, take_snapshot
+from opsd.daemon.runs.shard import Snapshot, take_over, take_snapshot
 from opsd.daemon.runs.spec import SpecBuilder, Starting, write_spec
 from opsd.daemon.types.engine import BASE
 from opsd.daemon.types.runs import Run, RunState
+from opsd.v1 import training_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,21 @@ class PreparationStage:
         """PREPARING → TRAINING; raises TrainerFailure or InvalidInputError."""
         fields = await asyncio.to_thread(self._prepare, run)
         return await self.rows.move(run, RunState.TRAINING, "shard and run.json written", **fields)
+
+    def plan(self, overrides_json: str) -> training_pb2.RunSpec:
+        """What a run would be made with if it were prepared now, without shard and directory.
+
+        Raises InvalidInputError. Blocks.
+        """
+        spec = self.specs.build(
+            run_id="",
+            run_dir=self.runs_dir,
+            shard=training_pb2.ShardRef(),
+            overrides_json=overrides_json,
+            starting=self._starting(),
+        )
+        spec.ClearField("output_dir")
+        return spec
 
     def _prepare(self, run: Run) -> dict[str, object]:
         run_dir = (self.runs_dir / run.id).absolute()
@@ -55,14 +71,18 @@ class PreparationStage:
         }
 
     def _snapshot(self, run: Run, run_dir: Path) -> Snapshot:
-        snapshot = take_snapshot(
-            run,
-            run_dir,
-            store=self.store,
-            held_out=self.held_out,
-            min_pairs=self.min_pairs,
-            max_pairs=self.max_pairs,
-        )
+        if run.same_data_as:
+            other = self.store.get_run(run.same_data_as)
+            snapshot = take_over(run, run_dir, other, store=self.store, held_out=self.held_out)
+        else:
+            snapshot = take_snapshot(
+                run,
+                run_dir,
+                store=self.store,
+                held_out=self.held_out,
+                min_pairs=self.min_pairs,
+                max_pairs=self.max_pairs,
+            )
         logger.info(
             "shard written run=%s pairs=%d held_out=%d sha256=%s",
             *(run.id, len(snapshot.pair_ids), snapshot.num_held_out, snapshot.ref.sha256),

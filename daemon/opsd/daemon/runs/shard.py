@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from opsd.daemon.errors import TrainerFailure
+from opsd.daemon.errors import InvalidInputError, TrainerFailure
 from opsd.daemon.runs.files import file_sha256, write_atomically
 from opsd.daemon.runs.ports import HeldOut, RunsStore
+from opsd.daemon.runs.spec import read_spec
 from opsd.daemon.types.pairs import Pair
 from opsd.daemon.types.runs import Run
 from opsd.daemon.types.text import prompt_key
@@ -66,6 +67,52 @@ def take_snapshot(
     return Snapshot(ref=ref, pair_ids=pair_ids, num_held_out=num_held_out)
 
 
+def take_over(
+    run: Run, run_dir: Path, other: Run, *, store: RunsStore, held_out: HeldOut
+) -> Snapshot:
+    """The same as ``take_snapshot``, but the data is byte for byte that of ``other``.
+
+    Raises TrainerFailure when that run has no shard, or had another source, when its file is gone
+    or changed, or when a suite has come to hold one of its problems.
+    """
+    require_same_source(run.source, other)
+    if not other.spec_json:
+        raise TrainerFailure(no_shard(other))
+    ref = read_spec(other.spec_json).shard
+    path = run_dir / SHARD_NAME
+    if not path.exists():
+        write_atomically(path, _shard_of(other, Path(ref.path)))
+    if file_sha256(path) != ref.sha256:
+        raise TrainerFailure(
+            f"{ref.path}: the shard of run {other.id} is no longer what that run trained on: its "
+            f"SHA-256 should be {ref.sha256}; trigger a run on the pairs of now instead"
+        )
+    records = _read_records(path)
+    _refuse_held_out(records, held_out, path)
+    pair_ids = tuple(record["id"] for record in records)
+    store.record_snapshot(run.id, pair_ids)
+    mine = training_pb2.ShardRef(path=str(path), sha256=ref.sha256, num_pairs=len(pair_ids))
+    return Snapshot(ref=mine, pair_ids=pair_ids, num_held_out=0)
+
+
+def require_same_source(source: str, other: Run) -> None:
+    """Raises InvalidInputError when the data of ``other`` is of another source than asked for."""
+    if source != other.source:
+        raise InvalidInputError(
+            f"source is {source!r}, but run {other.id}, whose data is asked for, trained on "
+            f"{repr(other.source) if other.source else 'all sources'}: leave the source out"
+        )
+
+
+def no_shard(other: Run) -> str:
+    """What to say about a run that never wrote down its data."""
+    why = f" ({other.error or other.reason})" if other.error or other.reason else ""
+    return (
+        f"run {other.id} is {other.state}{why} and has no shard: there is no data of its to train "
+        "on; name a run that has begun to train"
+    )
+
+
 def too_few_pairs(have: int, need: int, source: str, num_held_out: int = 0) -> str:
     """What to say about a run that has not enough to train on."""
     of_source = f" of source {source!r}" if source else ""
@@ -74,6 +121,16 @@ def too_few_pairs(have: int, need: int, source: str, num_held_out: int = 0) -> s
         f"{have} verified pairs{of_source} are there{left_out} but runs.min_pairs asks for {need}: "
         f"submit {need - have} more or lower runs.min_pairs"
     )
+
+
+def _shard_of(other: Run, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TrainerFailure(
+            f"{path}: the shard of run {other.id} cannot be read: {error.strerror}; put the file "
+            "back, or trigger a run on the pairs of now"
+        ) from error
 
 
 def _without_held_out(pairs: Sequence[Pair], held_out: HeldOut) -> list[Pair]:

@@ -46,6 +46,7 @@ class TrainerWatch:
     step: int = 0
     metrics_json: str = ""
     generated_tokens: int = 0
+    teacher_check_json: str = ""
     complaint: str = ""  # of the last "failed" event
 
     def look(self) -> training_pb2.RunResult | None:
@@ -92,8 +93,11 @@ class TrainerWatch:
         self.step = event.step
         if event.kind == "failed":
             self.complaint = event.message
-        if event.HasField("metrics"):
-            self.metrics_json = metrics_to_json(event.metrics)
+        if event.HasField("teacher_check"):
+            self.teacher_check_json = to_json(event.teacher_check)
+        # An export tells its tokens too; the last step's numbers are the run's.
+        if event.kind == "step" and event.HasField("metrics"):
+            self.metrics_json = to_json(event.metrics)
             self.generated_tokens = event.metrics.generated_tokens
             metrics.run_loss_nats.set(event.metrics.loss)
             if event.metrics.loss_implementation:
@@ -216,6 +220,7 @@ class TrainingStage:
             step=run.step,
             metrics_json=run.metrics_json,
             generated_tokens=run.generated_tokens,
+            teacher_check_json=run.teacher_check_json,
         )
 
     async def _report(self, run: Run, watch: TrainerWatch, *, at_once: bool = False) -> Run:
@@ -230,6 +235,7 @@ class TrainingStage:
             step=watch.step,
             metrics_json=watch.metrics_json,
             generated_tokens=watch.generated_tokens,
+            teacher_check_json=watch.teacher_check_json,
         )
 
     async def _finish(self, run: Run, result: training_pb2.RunResult) -> Run:
@@ -245,14 +251,19 @@ class TrainingStage:
             RunState.EVALUATING,
             f"trained {result.steps_done} steps in {result.wall_s:.1f} s",
             step=result.steps_done,
-            metrics_json=metrics_to_json(result.last),
+            metrics_json=to_json(result.last),
             generated_tokens=result.generated_tokens,
+            teacher_check_json=(
+                to_json(result.teacher_check)
+                if result.HasField("teacher_check")
+                else run.teacher_check_json
+            ),
         )
 
 
-def metrics_to_json(step_metrics: training_pb2.StepMetrics) -> str:
+def to_json(message: training_pb2.StepMetrics | training_pb2.TeacherCheckReport) -> str:
     """Canonical proto3 JSON with snake_case names, on one line."""
-    return json_format.MessageToJson(step_metrics, preserving_proto_field_name=True, indent=None)
+    return json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None)
 
 
 def _count_tokens(run: Run, generated_tokens: int) -> None:

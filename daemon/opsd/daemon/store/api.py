@@ -101,8 +101,8 @@ class RunStore(Protocol):
         """Sets cancel_reason and writes the audit entry; StateError when the run is over."""
         ...
 
-    def add_curve_point(self, run_id: str, point: CurvePoint) -> Run:
-        """One point of the run's curve; of the same step and suite, the later one stands."""
+    def add_curve_points(self, run_id: str, points: Sequence[CurvePoint]) -> Run:
+        """Adds to the run's curve, all or none; of a step and suite, the later one stands."""
         ...
 
     def record_snapshot(self, run_id: str, pair_ids: Sequence[str]) -> None:

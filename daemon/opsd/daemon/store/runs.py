@@ -146,20 +146,21 @@ class RunArea(Area):
 
         return self._database.write(work)
 
-    def add_curve_point(self, run_id: str, point: CurvePoint) -> Run:
+    def add_curve_points(self, run_id: str, points: Sequence[CurvePoint]) -> Run:
         """Of the same step and suite, the later one stands."""
-        points = tables.curve_points
+        table = tables.curve_points
 
         def work(connection: Connection) -> Run:
             load_run(connection, run_id, for_update=True)
-            connection.execute(
-                delete(points).where(
-                    points.c.run_id == run_id,
-                    points.c.step == point.step,
-                    points.c.suite == point.suite,
+            for point in points:
+                connection.execute(
+                    delete(table).where(
+                        table.c.run_id == run_id,
+                        table.c.step == point.step,
+                        table.c.suite == point.suite,
+                    )
                 )
-            )
-            connection.execute(insert(points).values(run_id=run_id, **asdict(point)))
+                connection.execute(insert(table).values(run_id=run_id, **asdict(point)))
             connection.execute(
                 update(_runs).where(_runs.c.id == run_id).values(updated_unix_s=self._clock())
             )
