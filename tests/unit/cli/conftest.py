@@ -117,6 +117,9 @@ class FakeDaemon(
     audited: list[AuditedAttempt] = field(default_factory=list)
     num_pairs: int = 3
     mixed: bool = False
+    on_trigger: Callable[[Any], pb.Run] | None = None
+    runs: dict[str, pb.Run] = field(default_factory=dict)  # what GetRun and WatchRun know, if any
+    reports: dict[str, pb.GateReport] = field(default_factory=dict)
 
     def _note(self, name: str, request: Any, context: grpc.ServicerContext) -> None:
         self.calls.append((name, request))
@@ -153,6 +156,11 @@ class FakeDaemon(
 
     def TriggerRun(self, request: Any, context: Any) -> pb.Run:
         self._note("TriggerRun", request, context)
+        if self.on_trigger is not None:
+            try:
+                return self.on_trigger(request)
+            except ValueError as error:
+                self._abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return a_run(state=pb.RUN_STATE_QUEUED)
 
     def ListRuns(self, request: Any, context: Any) -> pb.ListRunsResponse:
@@ -164,6 +172,8 @@ class FakeDaemon(
 
     def GetRun(self, request: Any, context: Any) -> pb.Run:
         self._note("GetRun", request, context)
+        if request.id in self.runs:
+            return self.runs[request.id]
         if not request.id or not RUN_ID.startswith(request.id):
             self._abort(context, grpc.StatusCode.NOT_FOUND, f"no run {request.id}")
         run = a_run(error="the trainer died", log_tail="Traceback\n  boom")
@@ -172,6 +182,9 @@ class FakeDaemon(
 
     def WatchRun(self, request: Any, context: Any) -> Iterator[pb.Run]:
         self._note("WatchRun", request, context)
+        if request.id in self.runs:
+            yield self.runs[request.id]
+            return
         script = self.watch.pop(0)
         if isinstance(script, grpc.StatusCode):
             self._abort(context, script, "going down")
@@ -214,6 +227,10 @@ class FakeDaemon(
 
     def GetGate(self, request: Any, context: Any) -> pb.GateReport:
         self._note("GetGate", request, context)
+        if self.runs:
+            if request.id not in self.reports:
+                self._abort(context, grpc.StatusCode.NOT_FOUND, "no gate report")
+            return self.reports[request.id]
         return a_report()
 
     def ListAudit(self, request: Any, context: Any) -> pb.ListAuditResponse:

@@ -26,6 +26,7 @@ from opsd.daemon.cli import (
     status,
     version,
 )
+from opsd.daemon.cli.compare import command as compare
 from opsd.daemon.cli.exits import CliError, Exit
 from opsd.daemon.cli.session import DEFAULT_ADDRESS, Session, check_actor, default_actor
 from opsd.daemon.errors import ConfigError
@@ -59,6 +60,7 @@ status.add_to(app)
 generate.add_to(app)
 app.add_typer(pairs.app, name="pairs")
 app.add_typer(runs.app, name="runs")
+compare.add_to(app)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(gate.app, name="gate")
 app.add_typer(audit.app, name="audit")

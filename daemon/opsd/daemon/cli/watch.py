@@ -31,7 +31,7 @@ def watch_run(session: Session, id: str, output: Output) -> Exit:
     """
     view = _view(output)
     try:
-        last = _follow(session, id, view)
+        last = follow(session, id, view)
     finally:
         view.close()
     if output is Output.TABLE:
@@ -42,7 +42,8 @@ def watch_run(session: Session, id: str, output: Output) -> Exit:
     return outcome(last)
 
 
-def _follow(session: Session, id: str, view: View) -> Run:
+def follow(session: Session, id: str, view: View) -> Run:
+    """Shows the run until it is settled; raises CliError when the daemon stays away."""
     from opsd.v1.admin_pb2 import GetRunRequest
 
     last: Run | None = None
@@ -108,8 +109,11 @@ def _say_next(run: Run) -> None:
 
 
 def _view(output: Output) -> View:
-    if output is Output.JSON:
-        return _JsonView()
+    return _JsonView() if output is Output.JSON else progress_view()
+
+
+def progress_view() -> View:
+    """For people, on stderr."""
     return _BarView() if sys.stderr.isatty() else _LineView()
 
 
