@@ -88,6 +88,10 @@ class TrainerFailure(OpsdError, RuntimeError):
     code = "INTERNAL"
 
 
+class TrainerLost(TrainerFailure):
+    """The trainer, or a rank of it, was killed: started again, it goes on from its checkpoint."""
+
+
 class DeadlineError(OpsdError, TimeoutError):
     """The caller's deadline passed before the answer was ready."""
 

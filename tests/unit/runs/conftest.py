@@ -71,6 +71,7 @@ class FakeStore:
         self.gates: list[GateReport] = []
         self.snapshots: dict[str, tuple[str, ...]] = {}
         self.solves: dict[str, dict[str, tuple[int, int]]] = {}
+        self.audit: list[tuple[str, str, str, str]] = []
         self.lease: PoolLease | None = None
         self.incumbent = Incumbent()
         self.down = False
@@ -191,6 +192,13 @@ class FakeStore:
         self.set_adapter_state(name, AdapterState.REJECTED)
         run = self.runs[self.adapters[name].run_id]
         self.transition_run(run.id, expected=run.state, to=RunState.REJECTED, reason=reason)
+
+    def add_audit(
+        self, *, actor: str, action: str, subject: str, reason: str, detail_json: str = "{}"
+    ) -> int:
+        self._up()
+        self.audit.append((actor, action, subject, reason))
+        return len(self.audit)
 
     def save_gate(self, report: GateReport) -> None:
         self._up()

@@ -124,6 +124,7 @@ def finish(scenario: str, spec: dict, out: Path, num_steps: int) -> None:  # typ
     flaws: dict[str, dict[str, object]] = {
         "wrong_run_id": {"run_id": "someone else's"},
         "failed": {"outcome": "RUN_OUTCOME_FAILED", "error": "no gradient arrived"},
+        "loses_a_rank": {"outcome": "RUN_OUTCOME_FAILED", "error": "connection closed by peer"},
         "stopped": {"outcome": "RUN_OUTCOME_CANCELLED"},
         "outside": {"adapter_path": "/etc"},
         "nan_result": {"last": {"loss": "NaN"}},
@@ -133,6 +134,12 @@ def finish(scenario: str, spec: dict, out: Path, num_steps: int) -> None:  # typ
     text = "{not json" if scenario == "garbage_result" else json.dumps(result)
     if scenario == "no_result":
         return
+    if scenario == "loses_a_rank":
+        ends = [
+            {"rank": 0, "exit_status": 1, "host": ""},
+            {"rank": 1, "exit_status": -9, "host": ""},
+        ]
+        (out / "group.json").write_text(json.dumps({"ranks": ends}))
     (out / ".result").write_text(text)
     os.replace(out / ".result", out / "result.json")
     if scenario == "lingers":

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from opsd.daemon.config.schema import PoolConfig
 from opsd.daemon.errors import TrainerFailure
 from opsd.daemon.runs.launcher import (
     LaunchRequest,
@@ -21,6 +23,7 @@ from opsd.daemon.runs.launcher import (
     trainer_environment,
 )
 from opsd.daemon.runs.processes import is_running, read_stat, run_processes
+from opsd.daemon.runs.ray_launcher import RayLauncher, launcher_for
 
 SLEEP = "import time; time.sleep(60)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -186,13 +189,25 @@ def test_the_environment_is_the_trainers_own(request_for: LaunchRequest) -> None
     assert "OMP_NUM_THREADS" not in trainer_environment(on_gpus, daemon, "")
 
 
-def test_torchrun_is_asked_for_one_process_group(request_for: LaunchRequest) -> None:
-    command = torchrun_command(request_for)
-    assert command[0] == sys.executable
-    assert command[1:] == [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"),
-        *("-m", "opsd.trainer", str(request_for.run_dir / "run.json")),
+def test_torchrun_is_asked_for_as_many_ranks_as_the_pool_has(request_for: LaunchRequest) -> None:
+    command = torchrun_command(replace(request_for, num_processes=4))
+    run_json = str(request_for.run_dir / "run.json")
+    assert command == [sys.executable, "-m", "opsd.trainer.launch.torchrun", "4", run_json]
+
+
+def test_the_pool_says_who_launches(request_for: LaunchRequest) -> None:
+    assert isinstance(launcher_for(PoolConfig()), TorchrunLauncher)
+    given = {"ray_address": "10.0.0.1:6379", "ray_resource": "opsd", "ray_timeout_s": 7, "nice": 3}
+    launcher = launcher_for(PoolConfig.model_validate({"launcher": "ray", **given}))
+    assert isinstance(launcher, RayLauncher)
+    command = launcher.driver_command(request_for)
+    assert command[:3] == [sys.executable, "-m", "opsd.trainer.launch.ray_driver"]
+    assert command[3:] == [
+        *("--address", "10.0.0.1:6379", "--cpus-per-rank", "1", "--resource", "opsd"),
+        *("--timeout-s", "7.0", "--nice", "3", str(request_for.run_dir / "run.json")),
     ]
+    here = RayLauncher(PoolConfig(launcher="ray")).driver_command(request_for)
+    assert here[here.index("--address") + 1] == "auto"
 
 
 def test_a_dead_process_is_not_running(bystander: subprocess.Popen[bytes]) -> None:

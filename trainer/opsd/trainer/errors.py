@@ -105,5 +105,9 @@ class PeerFailedError(TrainerError, RuntimeError):
     """Another rank of the process group failed first; carries its reason."""
 
 
+class ClusterError(TrainerError, RuntimeError):
+    """The Ray cluster is not there, lacks devices, or its machines do not fit together."""
+
+
 class CancelledRun(TrainerError):
     """SIGTERM or SIGINT arrived."""

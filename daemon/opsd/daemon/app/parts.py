@@ -23,7 +23,7 @@ from opsd.daemon.config.schema import OpsdConfig
 from opsd.daemon.gate.evaluate import GateEvaluator
 from opsd.daemon.gate.suites import SuiteSet, check_untrained, load_suites
 from opsd.daemon.runs.controller import RunController
-from opsd.daemon.runs.launcher import TorchrunLauncher
+from opsd.daemon.runs.ray_launcher import launcher_for
 from opsd.daemon.runs.scheduler import RunScheduler
 from opsd.daemon.runs.spec import ModelFacts
 from opsd.daemon.serve.attempts import AttemptRecorder
@@ -133,7 +133,7 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
     gate = GateEvaluator(engine, verifiers, store, suites, config.gate, routes=router)
     controller = RunController(
         store=store,
-        launcher=TorchrunLauncher(),
+        launcher=launcher_for(config.pool),
         intake=intake,
         trials=trials,
         evaluator=IncumbentEvaluator(gate, store, availability),

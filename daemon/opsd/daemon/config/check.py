@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +46,7 @@ def _findings(config: OpsdConfig, has_gpu: Callable[[], bool]) -> Iterator[_Find
     yield from _store(config)
     yield from _suites(config)
     yield from _devices(config, has_gpu)
+    yield from _ray(config)
     yield from _triggers(config)
     yield from _timing(config)
     yield from _training(config)
@@ -114,12 +116,42 @@ def _suites(config: OpsdConfig) -> Iterator[_Finding]:
 
 
 def _devices(config: OpsdConfig, has_gpu: Callable[[], bool]) -> Iterator[_Finding]:
-    for key, device in (
-        ("engine.device", config.engine.device),
-        ("pool.device", config.pool.device),
-    ):
+    here = {"engine.device": config.engine.device}
+    if config.pool.launcher == "torchrun":
+        here["pool.device"] = config.pool.device
+    for key, device in here.items():
         if device == "cuda" and not has_gpu():
             yield key, '"cuda", but no NVIDIA GPU is visible here', 'set it to "cpu" or "auto"'
+
+
+def _ray(config: OpsdConfig) -> Iterator[_Finding]:
+    if config.pool.launcher != "ray":
+        return
+    if importlib.util.find_spec("ray") is None:
+        yield (
+            "pool.launcher",
+            '"ray", but Ray is not installed here',
+            'install opsd[ray], or set it to "torchrun"',
+        )
+    if config.pool.device == "auto":
+        yield (
+            "pool.device",
+            '"auto" looks at this machine, and the processes run on others',
+            'say what they run on: "cuda" or "cpu"',
+        )
+    if config.pool.visible_devices:
+        yield (
+            "pool.visible_devices",
+            "has no effect: Ray gives out the devices",
+            "unset it, or set pool.ray_resource to keep to some machines",
+        )
+    if config.pool.ray_timeout_s >= config.runs.start_timeout_s:
+        yield (
+            "pool.ray_timeout_s",
+            f"{config.pool.ray_timeout_s:g} is not below runs.start_timeout_s "
+            f"({config.runs.start_timeout_s:g}), after which a silent trainer is killed",
+            "lower it, or raise the other",
+        )
 
 
 def _triggers(config: OpsdConfig) -> Iterator[_Finding]:

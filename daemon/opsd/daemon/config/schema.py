@@ -130,6 +130,25 @@ class PoolConfig(Section):
     nice: int = Field(
         default=10, ge=0, le=19, description="Niceness added to the trainer's: serving comes first."
     )
+    launcher: Literal["torchrun", "ray"] = Field(
+        default="torchrun",
+        description="Where the trainer's processes run: on this machine, or on a Ray cluster that "
+        "this machine belongs to.",
+    )
+    ray_address: str = Field(
+        default="", description="Of the cluster's head, host:port; empty: the one joined here."
+    )
+    ray_cpus_per_process: PositiveInt = Field(
+        default=1, description="CPUs that a process reserves, beside its GPU."
+    )
+    ray_resource: str = Field(
+        default="",
+        description="Custom resource of the machines that may be used, one for each process; "
+        "empty: all machines.",
+    )
+    ray_timeout_s: PositiveSeconds = Field(
+        default=120.0, description="How long the cluster may take to have the devices, in seconds."
+    )
 
 
 class TriggerConfig(Section):
@@ -170,9 +189,9 @@ class RunsConfig(Section):
         default=10.0, description="Between SIGTERM and SIGKILL of a trainer."
     )
     max_launches: PositiveInt = Field(
-        default=2,
-        description="Launches of one run: a trainer lost with the daemon is started again "
-        "from its checkpoint.",
+        default=3,
+        description="Launches of one run: a trainer that is killed, or loses one of its processes, "
+        "is started again from its checkpoint.",
     )
 
 

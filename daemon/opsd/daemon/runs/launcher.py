@@ -134,16 +134,15 @@ class LocalTrainer:
 
 
 def torchrun_command(request: LaunchRequest) -> list[str]:
-    """One agent with ``num_processes`` ranks on this machine, without restarts."""
+    """torchrun's agent with ``num_processes`` ranks on this machine."""
     return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc-per-node", str(request.num_processes)),
-        *("-m", "opsd.trainer", str(request.run_dir / SPEC_NAME)),
+        *(sys.executable, "-m", "opsd.trainer.launch.torchrun"),
+        *(str(request.num_processes), str(request.run_dir / SPEC_NAME)),
     ]
 
 
-class TorchrunLauncher:
-    """Runs trainers as torchrun process groups that outlive the daemon.
+class ProcessLauncher:
+    """Runs trainers as processes of this machine that outlive the daemon.
 
     ``nice`` is added to the trainer's niceness, so that serving comes first on shared cores.
     ``visible_devices`` becomes CUDA_VISIBLE_DEVICES; empty: the daemon's own.
@@ -152,9 +151,9 @@ class TorchrunLauncher:
     def __init__(
         self,
         *,
+        command: Callable[[LaunchRequest], list[str]],
         visible_devices: str = "",
         nice: int = 10,
-        command: Callable[[LaunchRequest], list[str]] = torchrun_command,
     ) -> None:
         self._visible_devices = visible_devices
         self._nice = nice
@@ -204,6 +203,19 @@ class TorchrunLauncher:
             pass  # it has ended; poll() tells
         except PermissionError as error:
             logger.warning("trainer keeps the daemon's priority pid=%d error=%s", pid, error)
+
+
+class TorchrunLauncher(ProcessLauncher):
+    """Every rank on this machine."""
+
+    def __init__(
+        self,
+        *,
+        visible_devices: str = "",
+        nice: int = 10,
+        command: Callable[[LaunchRequest], list[str]] = torchrun_command,
+    ) -> None:
+        super().__init__(command=command, visible_devices=visible_devices, nice=nice)
 
 
 def trainer_environment(

@@ -26,6 +26,10 @@ launches_total: Final = Counter(
     "Trainers started (first, again) or found running after a restart (adopted).",
     ["kind"],
 )
+restarts_total: Final = Counter(
+    "opsd_run_restarts_total",
+    "Trainers started again from their checkpoint because they, or a rank of them, were lost.",
+)
 kills_total: Final = Counter(
     "opsd_run_kills_total", "Trainers killed for a stall or for taking too long.", ["cause"]
 )

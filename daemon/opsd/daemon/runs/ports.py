@@ -36,6 +36,10 @@ class RunsStore(RunStore, Protocol):
 
     def save_gate(self, report: GateReport) -> None: ...
 
+    def add_audit(
+        self, *, actor: str, action: str, subject: str, reason: str, detail_json: str = "{}"
+    ) -> int: ...
+
 
 class HeldOut(Protocol):
     """Which problems the suites hold."""

@@ -13,6 +13,7 @@ from opsd.daemon.errors import TrainerFailure
 from opsd.v1 import training_pb2
 
 RESULT_NAME: Final = "result.json"
+GROUP_NAME: Final = "group.json"  # how ranks ended that did not end well
 
 _MAX_BYTES: Final = 1 << 20
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -22,17 +23,18 @@ def has_result(run_dir: Path) -> bool:
     return (run_dir / RESULT_NAME).exists()
 
 
-def was_interrupted(run_dir: Path) -> bool:
-    """Whether the trainer wrote that a signal stopped it, as when a whole service is stopped."""
+def outcome(run_dir: Path) -> training_pb2.RunOutcome.ValueType:
+    """What the result claims; UNSPECIFIED where there is none, or none that can be read."""
     try:
-        return _parse(run_dir / RESULT_NAME).outcome == training_pb2.RUN_OUTCOME_CANCELLED
+        return _parse(run_dir / RESULT_NAME).outcome
     except TrainerFailure:
-        return False
+        return training_pb2.RUN_OUTCOME_UNSPECIFIED
 
 
 def discard_result(run_dir: Path) -> None:
-    """Before another launch: nobody may take the earlier one's result for the new one's."""
+    """Before another launch: nobody may take the earlier one's end for the new one's."""
     (run_dir / RESULT_NAME).unlink(missing_ok=True)
+    (run_dir / GROUP_NAME).unlink(missing_ok=True)
 
 
 def read_result(run_id: str, run_dir: Path) -> training_pb2.RunResult:

@@ -55,6 +55,12 @@ class Rows:
         self.notify(run.id)
         return moved
 
+    async def audit(self, *, action: str, run: Run, reason: str) -> None:
+        """An entry of what the daemon itself did to the run."""
+        await asyncio.to_thread(
+            self._store.add_audit, actor="opsd", action=action, subject=run.id, reason=reason
+        )
+
     def notify(self, run_id: str) -> None:
         """Tells the watchers to look at the row; to be called on the event loop."""
         for event in self._watchers.get(run_id, ()):

@@ -12,14 +12,15 @@ from typing import Final
 from google.protobuf import json_format
 
 from opsd.daemon.config.schema import RunsConfig
-from opsd.daemon.errors import TrainerFailure
+from opsd.daemon.errors import TrainerFailure, TrainerLost
 from opsd.daemon.runs import metrics
 from opsd.daemon.runs.events import EVENTS_NAME, EventReader, prepare_for_append
-from opsd.daemon.runs.launcher import Launcher, LaunchRequest, TrainerHandle
+from opsd.daemon.runs.launcher import Launcher, LaunchRequest, TrainerExit, TrainerHandle
+from opsd.daemon.runs.lost import how_lost
 from opsd.daemon.runs.pool import Pool
 from opsd.daemon.runs.ports import RunsStore
 from opsd.daemon.runs.rates import read_rates
-from opsd.daemon.runs.result import discard_result, has_result, read_result, was_interrupted
+from opsd.daemon.runs.result import discard_result, has_result, outcome, read_result
 from opsd.daemon.runs.rows import Rows
 from opsd.daemon.runs.spec import read_spec
 from opsd.daemon.types.runs import Run, RunState
@@ -28,6 +29,8 @@ from opsd.v1 import training_pb2
 logger = logging.getLogger(__name__)
 
 _MAX_STORED_INT: Final = (1 << 63) - 1
+# A group whose rank is lost may take so long to end: the agent gives the others 30 s to comply.
+_GROUP_END_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -52,7 +55,8 @@ class TrainerWatch:
     def look(self) -> training_pb2.RunResult | None:
         """Reads what is new; the result once the trainer is through, None while it works.
 
-        Raises TrainerFailure when it died, stalls, takes too long or writes garbage. Blocks.
+        Raises TrainerLost when it was killed, or lost a rank, and TrainerFailure when it failed,
+        stalls, takes too long or writes garbage. Blocks.
         """
         # Asked before reading: whatever an ended trainer has written is there to be read.
         ended = self.handle.poll()
@@ -64,6 +68,8 @@ class TrainerWatch:
                 f"{EVENTS_NAME} holds {self.reader.num_garbage} lines that are not events, the "
                 f"first {self.reader.first_garbage}"
             )
+        if ended is not None and (how := how_lost(self.run_dir, ended)):
+            raise TrainerLost(f"{how}, at step {self.step}")
         if has_result(self.run_dir):
             return self._result(ended is not None)
         if ended is not None:
@@ -76,7 +82,11 @@ class TrainerWatch:
         now_s = time.monotonic()
         if self.result_seen_s is None:
             self.result_seen_s = now_s
-        lingers = now_s - self.result_seen_s > self.config.kill_grace_s
+        patience_s = self.config.kill_grace_s
+        if outcome(self.run_dir) != training_pb2.RUN_OUTCOME_SUCCEEDED:
+            # Once the group has ended it is known whether this rank failed or was let down.
+            patience_s = max(patience_s, _GROUP_END_S)
+        lingers = now_s - self.result_seen_s > patience_s
         if not ended and not lingers:
             return None
         if not ended:
@@ -152,6 +162,9 @@ class TrainingStage:
             return await self._begin(run)
         try:
             result = await asyncio.to_thread(watch.look)
+        except TrainerLost as loss:
+            run = await self._report(run, watch, at_once=True)
+            return await self._restart(run, str(loss))
         except TrainerFailure:
             await self._report(run, watch, at_once=True)
             raise
@@ -177,16 +190,32 @@ class TrainingStage:
             metrics.launches_total.labels("adopted").inc()
             self._watch(run, adopted)
             return run
-        if has_result(run_dir) and not await asyncio.to_thread(was_interrupted, run_dir):
-            return await self._finish(run, await asyncio.to_thread(read_result, run.id, run_dir))
+        if run.launches == 0:
+            return await self._launch(run)
+        how = await asyncio.to_thread(how_lost, run_dir, TrainerExit(None))
+        if how:
+            return await self._restart(run, f"while the daemon was down, {how}")
+        return await self._finish(run, await asyncio.to_thread(read_result, run.id, run_dir))
+
+    async def _restart(self, run: Run, how: str) -> Run:
+        """Another launch of a trainer that was lost; raises TrainerFailure after the last one."""
         if run.launches >= self._config.max_launches:
             raise TrainerFailure(
-                f"the trainer was lost while the daemon was down, and it has been started "
-                f"{run.launches} times (runs.max_launches): trigger a new run"
+                f"{how}; the trainer has been started {run.launches} times (runs.max_launches): "
+                "see to the cause, then trigger a new run"
             )
-        return await self._launch(run, run_dir)
+        logger.warning("trainer lost run=%s launches=%d how=%s", run.id, run.launches, how)
+        reason = (
+            f"{how}: started again from its checkpoint "
+            f"(launch {run.launches + 1} of at most {self._config.max_launches})"
+        )
+        run = await self._rows.update(run, reason=reason)
+        await self._rows.audit(action="run.restart", run=run, reason=reason)
+        metrics.restarts_total.inc()
+        return await self._launch(run)
 
-    async def _launch(self, run: Run, run_dir: Path) -> Run:
+    async def _launch(self, run: Run) -> Run:
+        run_dir = Path(run.run_dir)
         # Ranks may have outlived their agent; two trainers in one directory would ruin it.
         await self.end_trainer(run)
         metrics.launches_total.labels("again" if run.launches else "first").inc()
