@@ -44,12 +44,12 @@ def read_result(run_id: str, run_dir: Path) -> training_pb2.RunResult:
     """
     path = run_dir / RESULT_NAME
     result = _parse(path)
-    if result.run_id != run_id:
-        raise TrainerFailure(f"{path}: run_id is {result.run_id!r}, not this run's")
     if result.outcome == training_pb2.RUN_OUTCOME_CANCELLED:
         raise TrainerFailure("the trainer was stopped from outside, not by a cancelled run")
     if result.outcome != training_pb2.RUN_OUTCOME_SUCCEEDED:
         raise TrainerFailure(f"the trainer failed: {result.error or 'it gave no reason'}")
+    if result.run_id != run_id:
+        raise TrainerFailure(f"{path}: run_id is {result.run_id!r}, not this run's")
     if result.steps_done == 0:
         raise TrainerFailure(f"{path}: success is claimed, but steps_done is 0")
     if not math.isfinite(result.last.loss):
