@@ -107,11 +107,13 @@ def rank_processes(pids: list[int]) -> dict[int, int]:
     return found
 
 
-def eventually(holds: Callable[[], object], timeout_s: float = 120.0) -> None:
+def eventually(
+    holds: Callable[[], object], *, timeout_s: float = 120.0, every_s: float = 0.02
+) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline, "never came true"
-        time.sleep(0.01)
+        time.sleep(every_s)
 
 
 def trainer_variables() -> dict[str, str]:
