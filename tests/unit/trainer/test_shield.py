@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from opsd.trainer.prompts import fill
+from opsd.trainer.contexts import fill
 
 PROBLEMS = [
     {"id": f"p{n}{mark}", "prompt": f"{n}+{n * 3 % 5}{mark}", "solution": str(n + n * 3 % 5)}
@@ -37,7 +37,7 @@ class Lessons:
         return ids
 
     def prompt(self, pair: dict[str, str], template: str = "{problem}") -> list[int]:
-        text = fill(template, problem=pair["prompt"], solution=pair["solution"])
+        text = fill(template, {"problem": pair["prompt"], "solution": pair["solution"]})
         ids: list[int] = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}],
             add_generation_prompt=True,

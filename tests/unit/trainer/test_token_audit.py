@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from google.protobuf import json_format
-from tests.unit.trainer.test_objective import network_of
+from tests.unit.trainer.methods.test_distil import network_of
 
 from opsd.trainer import token_audit
 from opsd.trainer.forward import response_hidden_TD
@@ -295,3 +295,36 @@ def test_nothing_of_the_audit_needs_memory_for_a_gradient(
     audit.add(0, SEQUENCE, signals, *hidden)
     loss.loss.backward()  # type: ignore[no-untyped-call]
     assert all(torch.equal(part, was) for part, was in zip(hidden, before, strict=True))
+
+
+def test_a_run_writes_down_its_first_attempts_and_goes_on_where_it_was_cut(
+    make_run: Any, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "token_audit": {"attempts_per_step": 2, "every_steps": 2, "alternatives": 2},
+        "objective": {"epistemic_words": ["a"], "clip_mode": "CLIP_MODE_CLAMP", "clip_value": 0.1},
+        "checkpoint_every_steps": 2,
+    }
+    whole = train(make_run("whole", **settings))
+    assert whole.status == 0, whole.result.error
+    attempts = read(whole.run_dir / token_audit.FILE_NAME)
+    assert [attempt.step for attempt in attempts] == [1, 1, 3, 3]
+    tokens = [token for attempt in attempts for token in attempt.tokens]
+    assert all(len(token.student_top) >= 1 and token.weight == 1 for token in tokens)
+    assert any(token.clipped and token.loss < token.divergence for token in tokens)
+    step = next(e for e in whole.events if e.kind == "step").metrics
+    assert min(t.divergence for t in tokens) < step.divergence < max(t.divergence for t in tokens)
+    run_json = make_run("cut", **settings)
+    monkeypatch.setenv("OPSD_TRAINER_FAILPOINT", "nan-at-step:2")
+    assert train(run_json).status == 1
+    monkeypatch.delenv("OPSD_TRAINER_FAILPOINT")
+    cut = train(run_json)
+    assert read(cut.run_dir / token_audit.FILE_NAME) == attempts
+
+
+def test_the_audit_changes_nothing_and_none_writes_nothing(make_run: Any, train: Any) -> None:
+    audited = train(make_run("audited", token_audit={"attempts_per_step": 3}))
+    plain = train(make_run("plain"))
+    assert audited.adapter == plain.adapter
+    assert len(read(audited.run_dir / token_audit.FILE_NAME)) == 12
+    assert not (plain.run_dir / token_audit.FILE_NAME).exists()

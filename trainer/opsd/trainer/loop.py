@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from opsd.trainer import failpoints
+from opsd.trainer.audited_steps import AuditedSteps
 from opsd.trainer.cancel import Cancellation
 from opsd.trainer.checkpoint import Checkpoints
 from opsd.trainer.distributed import Ranks
@@ -71,6 +72,9 @@ class _Run:
         self._began = began
         stepper, result = self._stepper, self._result
         self._first = self._checkpoints.resume(stepper)
+        stepper.audited = AuditedSteps(
+            self._spec, self._base.tokenizer, self._ranks.rank, self._first
+        )
         self._ranks.broadcast_(stepper.network.student.weights_P)
         self._expect_agreement("at the start")
         self._events.step = result.steps_done = self._first

@@ -9,6 +9,7 @@ import torch
 
 from opsd.trainer import failpoints
 from opsd.trainer.attempts import Outcomes, shared_outcomes, verified
+from opsd.trainer.audited_steps import AuditedSteps
 from opsd.trainer.curriculum import Curriculum
 from opsd.trainer.data import Pair, load_shard
 from opsd.trainer.distributed import Ranks
@@ -70,6 +71,8 @@ class Stepper:
             fused=True,
         )
         self.sampling = StudentSampling(spec, ranks, base, self.network, self.maker, on_progress)
+        self.audited: AuditedSteps | None = None
+        """Set once it is known where the run goes on."""
         self.generated_tokens = 0
         self.num_skipped = 0
         self._drawn: tuple[int, list[Pair]] | None = None
@@ -92,6 +95,8 @@ class Stepper:
         metrics = training_pb2.StepMetrics(loss_implementation=in_use(self._ranks.device.type))
         answers = self._answers(step, epoch, pairs, durations, metrics)
         trained = int(self._sum(len(answers)))
+        if self.audited is not None:
+            self.audited.begin(step, answers)
         sums = accumulate(
             self.method,
             answers,
@@ -100,6 +105,8 @@ class Stepper:
             durations=durations,
             on_progress=self._on_progress,
         )
+        if self.audited is not None:
+            self.audited.end(step)
         if failpoints.armed("nan-at-step", step):
             sums.loss = float("nan")
 
@@ -197,7 +204,8 @@ class Stepper:
         return self.maker.teacher_ids(pair) is not None
 
     def _look_at(self, batch: DistilledBatch) -> None:
-        """Hook of the token audit."""
+        if self.audited is not None:
+            self.audited.look_at(batch)
 
     def _move_or_skip(self, step: int, sums: StepSums, metrics: training_pb2.StepMetrics) -> None:
         """Applies the summed gradient, or leaves everything as it is where it is not finite."""

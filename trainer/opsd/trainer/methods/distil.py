@@ -56,6 +56,7 @@ class DistilledBatch:
     weights_T: Tensor
     """Of each token in the mean over its sequence, shielding included; 1 is usual."""
     out: ClippedKL
+    head_VD: Tensor
 
 
 class Distillation:
@@ -164,7 +165,16 @@ class Distillation:
         )
         _add(sums, out, marks_T)
         if self._onlooker is not None:
-            self._onlooker(DistilledBatch(batch, student_TD.detach(), teacher_TD, shield_T, out))
+            self._onlooker(
+                DistilledBatch(
+                    batch,
+                    student_TD.detach(),
+                    teacher_TD,
+                    shield_T,
+                    out,
+                    self._network.head_weight_VD,
+                )
+            )
         if not self._anchor_weight:
             return out.loss
         return out.loss + self._anchor(batch, mean_T.to(device), sums)
