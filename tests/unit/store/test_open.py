@@ -178,7 +178,8 @@ def test_rows_of_an_older_version_get_the_new_columns(store_url: str) -> None:
     store.create_run(Run("r" * 36, RunState.QUEUED, TriggerKind.CRON, "cron", "time", 1.0, 1.0))
 
     def back_to_the_first(connection: Connection) -> None:
-        connection.execute(text("DROP TABLE curve_points"))
+        for table in ("curve_points", "solve_counts"):
+            connection.execute(text(f"DROP TABLE {table}"))
         for column in ("same_data_as", "measure_only", "teacher_check_json"):
             connection.execute(text(f"ALTER TABLE runs DROP COLUMN {column}"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
@@ -189,4 +190,5 @@ def test_rows_of_an_older_version_get_the_new_columns(store_url: str) -> None:
     run = store.get_run("r" * 36)
     assert (run.same_data_as, run.measure_only, run.teacher_check_json) == ("", False, "")
     assert run.curve == ()
+    assert store.solve_counts([]) == {}
     store.close()
