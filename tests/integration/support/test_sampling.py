@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 import pytest_asyncio
-import torch
+from students import logprobs_of, run_spec, sampled_logprobs, with_adapter, writer_of
 
 from opsd.daemon.adapters.files import content_digest, model_fingerprint
 from opsd.daemon.adapters.intake import ServedModel
@@ -29,6 +28,10 @@ from opsd.daemon.support.yielding import YieldController, YieldPolicy
 from opsd.daemon.types.engine import AdapterHandle
 from opsd.daemon.types.runs import Run, RunState, TriggerKind
 from opsd.daemon.verify.pool import VerifierPool
+from opsd.trainer.errors import SamplerMismatchError
+from opsd.trainer.mismatch import LogprobGap
+from opsd.trainer.rollout import Rollout
+from opsd.trainer.samplers.engine import EngineSampler
 from opsd.v1 import support_pb2 as pb
 from opsd.v1 import support_pb2_grpc as pb_grpc
 
@@ -63,6 +66,7 @@ class Supported:
     engine: VllmEngine
     residency: Residency
     service: RunSupportService
+    address: str
     stub: pb_grpc.RunSupportServiceAsyncStub
     make_adapter: MakeAdapter
 
@@ -130,7 +134,10 @@ async def supported(
     await server.start()
     async with grpc.aio.insecure_channel(server.address) as channel:
         stub = pb_grpc.RunSupportServiceStub(channel)
-        yield Supported(run_dir, engine, residency, service, stub, make_adapter)  # type: ignore[arg-type]
+        yield Supported(
+            *(run_dir, engine, residency, service, server.address),
+            *(stub, make_adapter),  # type: ignore[arg-type]
+        )
         await stub.ReleaseStudent(pb.ReleaseStudentRequest(run_id=RUN_ID))
     await server.stop()
     assert not residency.residents()
@@ -170,9 +177,10 @@ async def test_logprobs_are_the_models_own_at_temperature_one(
 ) -> None:
     name = await supported.load(1)
     attempts = await supported.sample(name, **settings)
-    network = transformers_model(micro_model, Path(supported.make_adapter(1).path))
+    network = with_adapter(micro_model, Path(supported.make_adapter(1).path))
     for (prompt, _), attempt in zip(PROMPTS, attempts, strict=True):
-        assert logprobs_of(network, prompt, list(attempt.token_ids)) == pytest.approx(
+        rollout = Rollout(tuple(attempt.token_ids), True)
+        assert logprobs_of(network, [prompt], [rollout]).tolist() == pytest.approx(
             list(attempt.logprobs), abs=1e-3
         )
 
@@ -185,16 +193,18 @@ async def test_an_interrupted_sample_goes_on_where_it_was(
     admission = supported.service._admission
     sampling = asyncio.create_task(supported.sample(name, max_new_tokens=200))
     interrupted = 0
-    while not sampling.done():
-        await asyncio.sleep(0.05)
+    while not sampling.done() and interrupted < 3:
+        await asyncio.sleep(0.2)
         interrupted += bool(admission._inside)
         for permit in list(admission._inside.values()):
             permit.revoke()
-    assert interrupted > 1
-    network = transformers_model(micro_model, Path(supported.make_adapter(2).path))
+    await sampling
+    assert interrupted
+    network = with_adapter(micro_model, Path(supported.make_adapter(2).path))
     for (prompt, _), attempt in zip(PROMPTS, sampling.result(), strict=True):
         assert len(attempt.token_ids) == len(attempt.logprobs) == 200
-        assert logprobs_of(network, prompt, list(attempt.token_ids)) == pytest.approx(
+        rollout = Rollout(tuple(attempt.token_ids), True)
+        assert logprobs_of(network, [prompt], [rollout]).tolist() == pytest.approx(
             list(attempt.logprobs), abs=1e-3
         )
 
@@ -226,18 +236,50 @@ async def test_a_client_that_goes_away_stops_the_engines_work(supported: Support
             await asyncio.sleep(0.01)
 
 
-def transformers_model(model: Path, adapter: Path) -> torch.nn.Module:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+async def test_a_stale_student_is_noticed(
+    supported: Supported, micro_model: Path, make_adapter: MakeAdapter
+) -> None:
+    """The trainer's own client, and the trainer's own check of what it was served."""
+    spec = run_spec(micro_model, supported.run_dir)
+    spec.support.address = supported.address
+    paths = {seed: Path(make_adapter(seed).path) for seed in (3, 4)}
+    networks = {seed: with_adapter(micro_model, path) for seed, path in paths.items()}
+    prompts = [tuple(ids) for ids, _ in PROMPTS]
+    sampler = EngineSampler(spec, eos_ids=frozenset({3}))
+    try:
+        for version, seed in ((0, 3), (1, 4)):
+            await asyncio.to_thread(sampler.sync, version, writer_of(paths[seed], spec))
+            rollouts = await asyncio.to_thread(
+                sampler.sample, prompts, range(4), step=version, version=version
+            )
+            said = sampled_logprobs(rollouts)
+            right = LogprobGap.of(said, logprobs_of(networks[seed], prompts, rollouts))
+            right.check(1e-3, step=version)
+            stale = LogprobGap.of(said, logprobs_of(networks[7 - seed], prompts, rollouts))
+            with pytest.raises(SamplerMismatchError, match="a stale or foreign adapter"):
+                stale.check(0.1, step=version)
+    finally:
+        sampler.close()
 
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    return PeftModel.from_pretrained(base, adapter).eval()
 
-
-@torch.no_grad()
-def logprobs_of(network: torch.nn.Module, prompt: list[int], answer: list[int]) -> list[float]:
-    logits = network(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
-    logprobs = logits.log_softmax(-1).gather(-1, torch.tensor(answer).unsqueeze(-1))
-    found: list[float] = logprobs.squeeze(-1).tolist()
-    assert all(math.isfinite(value) for value in found)
-    return found
+async def test_a_student_displaced_for_serving_comes_back(
+    supported: Supported, micro_model: Path, make_adapter: MakeAdapter
+) -> None:
+    """The run's stream breaks off, its client loads the student again and has every answer."""
+    spec = run_spec(micro_model, supported.run_dir, max_new_tokens=300)
+    spec.support.address = supported.address
+    sampler = EngineSampler(spec, eos_ids=frozenset())
+    try:
+        await asyncio.to_thread(sampler.sync, 0, writer_of(Path(make_adapter(5).path), spec))
+        sampling = asyncio.create_task(
+            asyncio.to_thread(sampler.sample, [(5, 6, 7), (9,)], [0, 1], step=0, version=0)
+        )
+        async with asyncio.timeout(20):
+            while not supported.engine.num_unfinished_requests():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        [student] = [r.handle for r in supported.residency.residents() if r.role == "student"]
+        await supported.service.interrupt(student.name)
+        await supported.residency.retire(student.name)
+        assert [len(rollout.token_ids) for rollout in await sampling] == [300, 300]
+    finally:
+        sampler.close()

@@ -8,7 +8,7 @@ import pytest
 
 from opsd.daemon.adapters.residency import Residency
 from opsd.daemon.adapters.routing import Router, RoutingSnapshot
-from opsd.daemon.errors import AdapterError, EngineError, StateError
+from opsd.daemon.errors import AdapterError, EngineError, NotFoundError, StateError
 from opsd.daemon.types.engine import AdapterHandle, EngineInfo
 
 A, B, C, D = (AdapterHandle(f"opsd-{x}", i + 1, f"/{x}") for i, x in enumerate("abcd"))
@@ -158,3 +158,48 @@ async def test_every_change_is_told(engine, router) -> None:
     await residency.ensure(A, "incumbent")
     await residency.retire(A.name)
     assert told == [{A.name: "candidate"}, {A.name: "incumbent"}, {}]
+
+
+async def test_no_request_can_name_a_student(residency, engine, router) -> None:
+    await residency.ensure(A, "student")
+    assert engine.loaded == [A]
+    assert [(r.handle, r.role) for r in residency.residents()] == [(A, "student")]
+    with pytest.raises(NotFoundError, match="is not loaded; loaded are base"):
+        router.route("r", A.name)
+
+
+async def test_a_student_takes_nobodys_place(residency, engine, router) -> None:
+    await residency.ensure(A, "incumbent")
+    await residency.ensure(B, "candidate")
+    await residency.ensure(C, "previous")
+    with pytest.raises(StateError, match=r"loaded as student.*raise engine\.max_loras"):
+        await residency.ensure(D, "student")
+    assert engine.loaded == [A, B, C]
+
+
+async def test_a_student_makes_room_for_serving(residency, engine, router) -> None:
+    """The older one first, and its sampling is ended before it goes."""
+    interrupted: list[str] = []
+
+    async def interrupt(name: str) -> None:
+        interrupted.append(name)
+        engine.busy.clear()
+
+    residency.set_interrupt(interrupt)
+    await residency.ensure(A, "incumbent")
+    await residency.ensure(B, "student")
+    await residency.ensure(C, "student")
+    engine.busy.add(B)
+    await residency.ensure(D, "candidate")
+    assert interrupted == [B.name]
+    assert engine.loaded == [A, C, D]
+
+
+async def test_a_student_that_cannot_be_stopped_stays(residency, engine, router) -> None:
+    await residency.ensure(A, "incumbent")
+    await residency.ensure(B, "student")
+    await residency.ensure(C, "previous")
+    engine.busy.add(B)
+    with pytest.raises(StateError, match="slots stays free"):
+        await residency.ensure(D, "candidate")
+    assert engine.loaded == [A, B, C]

@@ -200,3 +200,38 @@ async def test_bad_request_is_refused_before_the_engine_and_the_door_stays_open(
     assert door.engine.aborted == door.engine.running == 0
     assert door.service.in_flight == 0
     await door.stub.Generate(ask())
+
+
+async def test_who_shares_the_engine_is_told_what_users_see(door) -> None:
+    told: list[tuple[str, object]] = []
+
+    class Observer:
+        def arrived(self, users: int) -> object:
+            told.append(("arrived", users))
+            return "tag"
+
+        def first_token(self, tag: object, seconds: float) -> None:
+            assert seconds > 0
+            told.append(("first", tag))
+
+        def tokens(self, num_tokens: int, seconds: float) -> None:
+            assert seconds > 0
+            told.append(("tokens", num_tokens))
+
+        def left(self, users: int) -> None:
+            told.append(("left", users))
+
+    door.service._load.observe(Observer())
+    async for _ in door.stub.GenerateStream(pb.GenerateRequest(prompt="x")):
+        pass
+    assert told == [("arrived", 1), ("first", "tag"), *[("tokens", 1)] * 4, ("left", 0)]
+    told.clear()
+    door.engine.gate.clear()
+    # The engine says that the first token took a quarter of a second.
+    asyncio.get_running_loop().call_later(0.3, door.engine.gate.set)
+    await door.stub.Generate(pb.GenerateRequest(prompt="x"))
+    assert told == [("arrived", 1), ("tokens", 4), ("left", 0)]
+    told.clear()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await door.stub.Generate(pb.GenerateRequest(prompt="x", adapter="opsd-none"))
+    assert told == [("arrived", 1), ("left", 0)]

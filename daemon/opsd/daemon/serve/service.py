@@ -236,6 +236,9 @@ class _Observation:
 
     def finished(self, last: EngineChunk, first_token_s: float) -> None:
         """The completion is whole."""
+        rest_s = self.elapsed_s() - first_token_s
+        if not self._last_token and rest_s > 0.0:  # it was not streamed
+            self._service._load.tokens(last.num_completion_tokens - 1, rest_s)
         metrics.FIRST_TOKEN_SECONDS.labels(self.method).observe(first_token_s)
         metrics.REQUEST_SECONDS.labels(self.method).observe(self.elapsed_s())
         metrics.PROMPT_TOKENS.labels(self.adapter).inc(last.num_prompt_tokens)

@@ -25,15 +25,18 @@ class YieldPolicy:
     max_samples: int
     median_rise: float = 0.05  # users' median, with samples over without, minus 1
     tail_rise: float = 0.15  # above the 99th percentile without samples: a slow one
-    tail_share: float = 0.03  # of slow ones among those with samples
+    tail_share: float = 0.02  # of slow ones among those with samples
+    tail_window: int = 128  # observations before the tail says anything, and before more is tried
     window: int = 32  # observations between decisions
+    quiet_window: int = 128  # observations without samples that are enough to compare with
     min_first_tokens: int = 8  # fewer times to first token decide nothing
     settle_s: float = 0.02  # after samples began or ended, what is in the engine's queue counts not
     idle_s: float = 0.25  # without users, before more samples than beside users are let in
     ramp_s: float = 0.1  # without users the number may double so often
-    measure_s: float = 1.0  # at most, without samples, to learn what users see then
+    measure_s: float = 2.0  # at most, without samples, to learn what users see then
     run_s: float = 20.0  # with samples, before it is learnt anew
-    stale_s: float = 120.0  # older observations no longer count
+    stale_s: float = 120.0  # older observations no longer count,
+    stale_firsts_s: float = 600.0  # nor older times to first token, which are rarer
     first_backoff_s: float = 1.0  # doubles with every attempt that users noticed
     longest_backoff_s: float = 60.0
 
@@ -60,6 +63,10 @@ class _Level:
     )
     intervals_with: list[float] = field(default_factory=list)
     firsts_with: list[float] = field(default_factory=list)
+    slow_with: deque[bool] = field(
+        default_factory=lambda: deque(maxlen=_MAX_KEPT)
+    )  # since the limit last changed
+    slow_s: float | None = None  # an interval above it is a slow one
     measuring_until_s: float | None = None  # None: samples may run
     running_since_s: float | None = None
     blocked_until_s: float = 0.0
@@ -127,6 +134,7 @@ class YieldController:
             level.intervals_without.append((now_s, each_s))
             return
         level.intervals_with.append(each_s)
+        level.slow_with.append(level.slow_s is not None and each_s > level.slow_s)
         self._decide(level, now_s)
 
     # What follows
@@ -153,10 +161,11 @@ class YieldController:
         if now_s < level.blocked_until_s:
             return 0
         if level.measuring_until_s is not None:
-            enough = len(self._fresh(level.intervals_without, now_s)) >= policy.window
+            enough = len(self._intervals(level, now_s)) >= policy.quiet_window
             if not enough and now_s < level.measuring_until_s:
                 return 0
             level.measuring_until_s, level.running_since_s = None, now_s
+            level.slow_s = self._slow_s(level, now_s)
         if level.running_since_s is None:
             # Level 0 sees no tokens, and arrivals only: it learns when its turn comes.
             if level is self._levels[0]:
@@ -185,35 +194,34 @@ class YieldController:
         if rise is None:
             level.forget_with()
             return
-        if rise > policy.median_rise or self._tail_is_slow(level, now_s):
+        judged = len(level.slow_with) >= policy.tail_window or level is self._levels[0]
+        slow = judged and sum(level.slow_with) > policy.tail_share * len(level.slow_with)
+        if rise > policy.median_rise or slow:
             self._retreat(level, now_s)
-        elif rise <= policy.median_rise / 2:
+        elif judged and rise <= policy.median_rise / 2:
             self._advance(level)
         level.forget_with()
 
     def _rise(self, level: _Level, now_s: float) -> float | None:
         """The worse of both medians' rises; None where there is nothing to compare with."""
         rises = []
-        for with_, without, least in (
-            (level.intervals_with, level.intervals_without, self._policy.window // 2),
-            (level.firsts_with, level.firsts_without, self._policy.min_first_tokens),
+        for with_, quiet, least in (
+            (level.intervals_with, self._intervals(level, now_s), self._policy.window // 2),
+            (level.firsts_with, self._firsts(level, now_s), self._policy.min_first_tokens),
         ):
-            quiet = self._fresh(without, now_s)
             if len(with_) >= least and len(quiet) >= least:
                 rises.append(median(with_) / max(median(quiet), 1e-9) - 1.0)
         return max(rises) if rises else None
 
-    def _tail_is_slow(self, level: _Level, now_s: float) -> bool:
-        quiet = sorted(self._fresh(level.intervals_without, now_s))
-        if len(quiet) < self._policy.window or not level.intervals_with:
-            return False
-        slow_s = quiet[min(len(quiet) - 1, int(0.99 * len(quiet)))] * (1 + self._policy.tail_rise)
-        num_slow = sum(seconds > slow_s for seconds in level.intervals_with)
-        # One in a small window says nothing.
-        return num_slow > max(1.0, self._policy.tail_share * len(level.intervals_with))
+    def _slow_s(self, level: _Level, now_s: float) -> float | None:
+        quiet = sorted(self._intervals(level, now_s))
+        if len(quiet) < self._policy.window:
+            return None
+        return quiet[int(0.99 * (len(quiet) - 1))] * (1 + self._policy.tail_rise)
 
     def _retreat(self, level: _Level, now_s: float) -> None:
         level.slow_start = False
+        level.slow_with.clear()
         if level.limit > 1:
             level.limit //= 2
             return
@@ -225,16 +233,24 @@ class YieldController:
 
     def _advance(self, level: _Level) -> None:
         level.backoff_s = 0.0
+        level.slow_with.clear()
         grown = level.limit * _SLOW_START_FACTOR if level.slow_start else level.limit + 1
         level.limit = min(self._policy.max_samples, grown)
 
     def _settled(self, now_s: float) -> bool:
         return now_s - self._switched_s >= self._policy.settle_s
 
-    def _fresh(self, seen: deque[tuple[float, float]], now_s: float) -> list[float]:
-        while seen and seen[0][0] < now_s - self._policy.stale_s:
-            seen.popleft()
-        return [seconds for _, seconds in seen]
+    def _intervals(self, level: _Level, now_s: float) -> list[float]:
+        return _fresh(level.intervals_without, now_s - self._policy.stale_s)
+
+    def _firsts(self, level: _Level, now_s: float) -> list[float]:
+        return _fresh(level.firsts_without, now_s - self._policy.stale_firsts_s)
+
+
+def _fresh(seen: deque[tuple[float, float]], since_s: float) -> list[float]:
+    while seen and seen[0][0] < since_s:
+        seen.popleft()
+    return [seconds for _, seconds in seen]
 
 
 def _level_of(users: int) -> int:
