@@ -32,7 +32,7 @@ def token(text: str, student: float, teacher: float, pull: float, **fields: Any)
 def attempts() -> list[AuditedAttempt]:
     wait = token(" wait", -0.1, -5.0, 3.0, loss=0.5, clipped=True, epistemic=True, weight=0.0)
     return [
-        AuditedAttempt(step=1, pair_id="old", tokens=[token("five", -1, -0.5, 0.25)]),
+        AuditedAttempt(step=1, pair_id="old", tokens=[token("five", -1, -0.5, 0.25, loss=0.5)]),
         AuditedAttempt(
             step=6,
             pair_id="p-1",
@@ -103,7 +103,7 @@ def test_the_summary_says_which_tokens_took_most(opsd: Any) -> None:
     out = opsd("runs", "audit", RUN, "--top", "2").out
     summary = out[out.index("over all that was read") :]
     # 3.0 of 4.051 nats, over 5 tokens; clipping took 2.5 of them.
-    assert "0.8102 nats a token, loss 0.3102" in summary
+    assert "0.8102 nats a token, loss 0.3602" in summary
     assert "20.0 % of the positions; clipping took 61.7 % of the divergence" in summary
     assert "20.0 % of the tokens, 74.1 % of the divergence; 1 of 1 shielded" in summary
     assert "0 of 1 passed" in summary

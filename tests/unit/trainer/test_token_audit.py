@@ -12,7 +12,7 @@ from tests.unit.trainer.methods.test_distil import network_of
 
 from opsd.trainer import token_audit
 from opsd.trainer.forward import response_hidden_TD
-from opsd.trainer.loss import ClippedKL, clipped_kl
+from opsd.trainer.loss import ClippedKL, TokenTelemetry, clipped_kl
 from opsd.trainer.token_audit import AuditedSequence, TokenAudit, TokenSignals
 from opsd.v1 import token_audit_pb2, training_pb2
 
@@ -191,12 +191,67 @@ def test_a_clipped_policy_gradient_weight_shows(hidden: Hidden) -> None:
     assert torch.equal(signals.clipped_T, whole.divergence_T.abs() > bound)
 
 
+def test_a_small_or_an_unseen_clip_is_one_too() -> None:
+    """Of a large sum an entry takes little, and the teacher's mass at an entry may be nothing."""
+    zeros_T = torch.zeros(3)
+    telemetry = TokenTelemetry(
+        loss_T=torch.tensor([100.0, 0.5, 100.0]),
+        divergence_T=torch.tensor([100.0, 2.0, 100.0 + 1e-5]),
+        positive_divergence_T=torch.tensor([100.0, 2.0, 100.0]),
+        clipped_mass_T=torch.tensor([1e-3, 0.0, 0.0]),
+        student_entropy_T=zeros_T,
+        teacher_entropy_T=zeros_T,
+        student_logprob_T=zeros_T,
+        teacher_logprob_T=zeros_T,
+    )
+    signals = TokenSignals.from_telemetry(telemetry, torch.ones(3))
+    assert signals.clipped_T.tolist() == [True, True, False]
+
+
 def test_an_attempt_within_a_batch(tokenizer: Any, hidden: Hidden) -> None:
     telemetry = loss_of(hidden, clip="clamp", clip_value=0.01).telemetry
     weight_T = torch.ones(5)
     part = TokenSignals.from_telemetry(telemetry, weight_T, slice(3, 8))
     assert torch.equal(part.divergence_T, telemetry.divergence_T[3:8])
     assert len(part.clipped_T) == len(part.loss_T) == 5
+
+
+def test_alternatives_of_next_to_no_probability_are_left_out(
+    tokenizer: Any, hidden: Hidden, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    student_TD, teacher_TD, head_VD = (part.detach() for part in hidden)
+    audit = audit_of(tokenizer, path)
+    audit.add(0, SEQUENCE, signals_of(hidden), student_TD * 50, teacher_TD, head_VD)
+    audit.write(0)
+    tokens = read(path)[0].tokens
+    counts = {len(token.student_top) for token in tokens}
+    assert min(counts) == 1
+    assert all(math.exp(e.logprob) >= 0.99e-3 for token in tokens for e in token.student_top)
+    flat = audit_of(tokenizer, tmp_path / "b.jsonl")
+    flat.add(0, SEQUENCE, signals_of(hidden), student_TD * 0, teacher_TD, head_VD.repeat(10, 1))
+    flat.write(0)
+    # The most likely is there, however unlikely.
+    tops = [token.student_top for token in read(tmp_path / "b.jsonl")[0].tokens]
+    assert all(len(top) == 1 and math.exp(top[0].logprob) < 1e-3 for top in tops)
+
+
+def test_an_alternative_completes_the_character_that_was_begun(
+    tokenizer: Any, hidden: Hidden, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    head_VD = hidden[2].detach()
+    said = tuple(tokenizer("😀", add_special_tokens=False).input_ids)
+    other = tokenizer("😃", add_special_tokens=False).input_ids[-1]
+    wanted_TD = head_VD[[*said[:3], other]] * 20
+    ones_T = torch.ones(4)
+    signals = TokenSignals(ones_T, ones_T, ones_T > 1, ones_T, ones_T, ones_T)
+    audit = audit_of(tokenizer, path)
+    sequence = AuditedSequence("p", (1,), (2,), said, truncated=False)
+    audit.add(0, sequence, signals, wanted_TD, wanted_TD, head_VD)
+    audit.write(0)
+    last = read(path)[0].tokens[-1]
+    assert (last.text, last.teacher_top[0].text) == ("😀", "😃")
 
 
 def test_an_objective_without_a_teacher(tokenizer: Any, hidden: Hidden, tmp_path: Path) -> None:
@@ -238,6 +293,7 @@ def test_attempts_are_written_in_their_places(
             sequence = AuditedSequence(name, (1,), (2,), SEQUENCE.response, truncated=False)
             audit.add(place, sequence, signals_of(hidden), *hidden)
         audit.write(step)
+    audit.write(2)
     # On disk as soon as the step is over: a kill takes nothing away.
     assert [(a.step, a.pair_id) for a in read(path)] == [
         (1, "first"), (1, "second"), (2, "first"), (2, "second"),

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from opsd.daemon.cli.output import clean
-
 if TYPE_CHECKING:
     from opsd.v1.token_audit_pb2 import AuditedToken
 
@@ -96,4 +94,4 @@ def quoted(text: str, id: int) -> str:
     shown = (
         text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
     )
-    return f'"{clean(shown)}"'
+    return f'"{shown}"'
