@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from opsd.daemon.errors import StoreError
@@ -18,7 +19,6 @@ from opsd.daemon.store.connect import safe_url, sqlite_url
 from opsd.daemon.store.migrations.upgrade import scripts
 from opsd.daemon.store.sql import SqlStore, open_store
 from opsd.daemon.store.tables import LooseText, metadata
-from opsd.daemon.types.runs import Run, RunState, TriggerKind
 
 
 def test_passwords_are_hidden() -> None:
@@ -173,19 +173,30 @@ def test_a_migration_that_fails_leaves_nothing(
         assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
 
 
-def test_rows_of_an_older_version_get_the_new_columns(store_url: str) -> None:
-    store = open_store(store_url)
-    store.create_run(Run("r" * 36, RunState.QUEUED, TriggerKind.CRON, "cron", "time", 1.0, 1.0))
-
-    def back_to_the_first(connection: Connection) -> None:
-        for table in ("curve_points", "solve_counts"):
-            connection.execute(text(f"DROP TABLE {table}"))
-        for column in ("same_data_as", "measure_only", "teacher_check_json"):
-            connection.execute(text(f"ALTER TABLE runs DROP COLUMN {column}"))
-        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
-
-    store._database.write(back_to_the_first)
+def test_rows_of_the_first_version_get_the_new_columns(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = ScriptDirectory._upgrade_revs
+    with monkeypatch.context() as first:
+        first.setattr(
+            ScriptDirectory, "_upgrade_revs", lambda self, _, now: steps(self, "0001", now)
+        )
+        store = open_store(store_url)
+    names = [
+        *("id", "state", "trigger", "actor", "reason", "created_unix_s", "updated_unix_s"),
+        *("overrides_json", "source", "request_id", "spec_json", "run_dir", "num_pairs", "step"),
+        *("num_steps", "metrics_json", "generated_tokens", "eval_done", "eval_total", "candidate"),
+        *("incumbent_at_start", "launches", "cancel_reason", "cancel_actor", "error", "log_tail"),
+    ]
+    numbers = {"created_unix_s", "updated_unix_s", "num_pairs", "step", "num_steps", "eval_done"}
+    numbers |= {"generated_tokens", "eval_total", "launches"}
+    row = {name: 0 if name in numbers else "" for name in names}
+    row |= {"id": "r" * 36, "state": "failed", "trigger": "cron"}
+    places = ", ".join(f":{name}" for name in names)
+    query = text(f"INSERT INTO runs ({', '.join(names)}) VALUES ({places})")
+    store._database.write(lambda connection: connection.execute(query, row))
     store.close()
+
     store = open_store(store_url)
     run = store.get_run("r" * 36)
     assert (run.same_data_as, run.measure_only, run.teacher_check_json) == ("", False, "")
