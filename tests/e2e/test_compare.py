@@ -17,8 +17,10 @@ def test_two_methods_on_the_same_data_and_nothing_that_serves_changes(
     daemon = make_daemon()
     daemon.start()
     assert daemon.cli("pairs", "submit", str(pairs_file), "--allow-unverified").returncode == 0
-    write(daemon, "forward.toml", "[training.optim]\nnum_steps = 3\n")
-    write(daemon, "reverse.toml", '[training.objective]\ndivergence = "reverse_kl"\n')
+    # An untrained teacher reads nothing, and its check would say so.
+    unchecked = "[training]\nteacher_check.num_problems = 0\n"
+    write(daemon, "forward.toml", unchecked)
+    write(daemon, "reverse.toml", f'{unchecked}objective.divergence = "reverse_kl"\n')
     specs = [str(daemon.directory / name) for name in ("forward.toml", "reverse.toml")]
     out = daemon.directory / "comparison"
     compared = daemon.cli("compare", *specs, "--seeds", "5", "--out", str(out))
