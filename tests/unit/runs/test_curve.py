@@ -81,6 +81,11 @@ async def test_a_curve_has_its_ends_and_every_export(lab: Lab) -> None:
     assert json.loads(run.metrics_json)["loss"] == 0.25
 
 
+async def test_an_exports_tokens_are_not_taken_for_a_step(lab: Lab) -> None:
+    run = await lab.run("dies", overrides_json=EVERY_STEP)
+    assert (run.step, json.loads(run.metrics_json)["loss"]) == (1, 1.0)
+
+
 async def test_a_run_without_exports_has_no_curve(lab: Lab) -> None:
     run = await lab.run()
     assert run.curve == ()
