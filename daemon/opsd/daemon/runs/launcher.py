@@ -126,10 +126,12 @@ class LocalTrainer:
     def poll(self) -> TrainerExit | None:
         child = _children.get(self.identity.pid)
         if child is not None:
+            # Not asked for in /proc: it may end in between, and its status would be lost.
             code = child.poll()
-            if code is not None:
-                del _children[self.identity.pid]
-                return TrainerExit(code)
+            if code is None:
+                return None
+            del _children[self.identity.pid]
+            return TrainerExit(code)
         return None if is_running(self.identity) else TrainerExit(None)
 
 

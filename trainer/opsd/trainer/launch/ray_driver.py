@@ -71,6 +71,10 @@ class Pool:
         return bundle
 
 
+# Read by Ray Train when it reserves the placement group.
+_PLACEMENT_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+
+
 class _Cancelled(Exception):
     pass
 
@@ -82,6 +86,7 @@ class Driver:
         self._spec = spec
         self._run_json = run_json
         self._pool = pool
+        self._deadline_s = time.monotonic() + pool.timeout_s
         self._cancelled = threading.Event()
         self._group: Any = None
         self._error: BaseException | None = None
@@ -95,6 +100,7 @@ class Driver:
         """The exit status; raises ClusterError where the ranks could not be started."""
         try:
             self._connect()
+            self._claim_run()
             self._await_devices()
             ends = self._train()
         except _Cancelled:
@@ -129,31 +135,35 @@ class Driver:
             ) from error
         self.heed_signals()  # ray.init has put handlers of its own
         self._raise_if_cancelled()
-        # Its name fails where another driver of this run is at work.
-        try:
-            self._group = (
-                ray.remote(ray_group.Group)
-                .options(
-                    name=ray_group.group_name(self._spec.run_id),
-                    num_cpus=0,
-                    label_selector={
-                        ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()
-                    },
-                )
-                .remote()
-            )
-        except ValueError as error:
-            raise ClusterError(
-                f"another group of run {self._spec.run_id} is at work in this cluster"
-            ) from error
+
+    def _claim_run(self) -> None:
+        """Makes the group's actor; its name is taken while an earlier group of the run lives."""
+        import ray
+
+        from opsd.trainer.launch import ray_group
+
+        here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        actor = ray.remote(ray_group.Group).options(
+            name=ray_group.group_name(self._spec.run_id), num_cpus=0, label_selector=here
+        )
+        while True:
+            try:
+                self._group = actor.remote()
+                return
+            except ValueError as error:
+                self._raise_if_cancelled()
+                if time.monotonic() > self._deadline_s:
+                    raise ClusterError(
+                        f"another group of run {self._spec.run_id} is at work in this cluster"
+                    ) from error
+            time.sleep(_LOOK_AGAIN_S)
 
     def _await_devices(self) -> None:
         asked = self._spec.num_processes
         bundle = self._pool.bundle(self._spec.device)
-        deadline_s = time.monotonic() + self._pool.timeout_s
         while (have := _num_bundles(bundle)) < asked:
             self._raise_if_cancelled()
-            if time.monotonic() > deadline_s:
+            if time.monotonic() > self._deadline_s:
                 each = ", ".join(f"{amount:g} {name}" for name, amount in bundle.items())
                 raise ClusterError(
                     f"the Ray cluster has room for {have} workers of {each} each, and "
@@ -166,6 +176,7 @@ class Driver:
         """How the ranks ended; empty when they were cancelled before they began."""
         import ray
 
+        os.environ[_PLACEMENT_TIMEOUT] = str(max(1.0, self._deadline_s - time.monotonic()))
         fit = threading.Thread(target=self._fit, name="ray-train", daemon=True)
         fit.start()
         asked_s: float | None = None
@@ -200,6 +211,7 @@ class Driver:
         """The ends with those of the workers that Ray lost; raises what was no loss."""
         from ray.train import ControllerError, WorkerGroupError
         from ray.train.v2._internal.exceptions import (
+            WorkerGroupStartupTimeoutError,
             WorkerHealthCheckFailedError,
             WorkerHealthCheckTimeoutError,
         )
@@ -214,6 +226,12 @@ class Driver:
             if lost:
                 return ends + [end for end in lost if end.rank not in known]
         if isinstance(error, ControllerError):
+            if isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+                raise ClusterError(
+                    f"the Ray cluster has {self._spec.num_processes} times the devices of a "
+                    "process, but other work holds them (waited pool.ray_timeout_s = "
+                    f"{self._pool.timeout_s:g}): end that work, or set pool.ray_resource"
+                ) from error
             raise _root(error.controller_failure) from error
         raise error
 

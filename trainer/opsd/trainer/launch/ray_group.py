@@ -10,6 +10,8 @@ import platform
 import socket
 import subprocess
 import sys
+import time
+import uuid
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -151,19 +153,25 @@ class RankBackend(Backend):  # type: ignore[misc]  # as above
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         assert isinstance(backend_config, RankBackendConfig)
         _check_versions(worker_group.execute(describe_host))
-        run_dir, nonce = backend_config.run_dir, backend_config.nonce
-        for number, problem in enumerate(worker_group.execute(_write_token, run_dir, nonce)):
-            _require_shared(run_dir, number, problem)
-        num_workers = len(worker_group)
-        try:
-            for number, problem in enumerate(
-                worker_group.execute(_count_tokens, run_dir, nonce, num_workers)
-            ):
-                _require_shared(run_dir, number, problem)
-        finally:
-            worker_group.execute(_remove_tokens, run_dir, nonce)
+        self._check_shared(worker_group, backend_config)
         address, port = worker_group.execute_single(0, _free_address)
         worker_group.execute(_set_rendezvous, address, port)
+
+    def _check_shared(self, worker_group: Any, config: "RankBackendConfig") -> None:
+        """Each worker writes a file; then each must see the files of all."""
+        run_dir, nonce = config.run_dir, config.nonce
+        look = (_count_tokens, run_dir, nonce, len(worker_group), config.patience_s)
+        try:
+            problems = worker_group.execute(_write_token, run_dir, nonce)
+            if not any(problems):
+                problems = worker_group.execute(*look)
+        finally:
+            worker_group.execute(_remove_tokens, run_dir, nonce)
+        for problem in filter(None, problems):
+            raise ClusterError(
+                f"{problem}: the run directory {run_dir} must be the same on every machine of the "
+                "cluster: put state_dir on a file system that all of them share"
+            )
 
 
 @dataclass
@@ -171,42 +179,35 @@ class RankBackendConfig(BackendConfig):  # type: ignore[misc]  # as above
     """Args:
     run_dir: of the run, as every machine of the cluster must see it.
     nonce: of this launch.
+    patience_s: how long a machine may take to see what another has written: NFS looks again
+        after some seconds.
     """
 
     run_dir: str = ""
     nonce: str = ""
+    patience_s: float = 60.0
 
     @property
     def backend_cls(self) -> type[RankBackend]:
         return RankBackend
 
 
-def _require_shared(run_dir: str, number: int, problem: str) -> None:
-    if problem:
-        raise ClusterError(
-            f"worker {number} ({problem}): the run directory {run_dir} must be the same on every "
-            "machine of the cluster: put state_dir on a file system that all of them share"
-        )
-
-
-def _token(run_dir: str, nonce: str, name: str) -> Path:
-    return Path(run_dir) / f".shared-{nonce}-{name}"
-
-
 def _write_token(run_dir: str, nonce: str) -> str:
     """What went wrong, or nothing."""
-    name = ray.get_runtime_context().get_actor_id()
     try:
-        _token(run_dir, nonce, name or "").write_text(platform.node())
+        (Path(run_dir) / f".shared-{nonce}-{uuid.uuid4().hex}").write_text(platform.node())
     except OSError as error:
         return f"{platform.node()} cannot write there: {error.strerror}"
     return ""
 
 
-def _count_tokens(run_dir: str, nonce: str, num_workers: int) -> str:
-    found = len(list(Path(run_dir).glob(f".shared-{nonce}-*")))
-    if found != num_workers:
-        return f"{platform.node()} sees the files of {found} of {num_workers} workers there"
+def _count_tokens(run_dir: str, nonce: str, num_workers: int, patience_s: float) -> str:
+    """What is missing, or nothing."""
+    deadline_s = time.monotonic() + patience_s
+    while (found := len(list(Path(run_dir).glob(f".shared-{nonce}-*")))) != num_workers:
+        if time.monotonic() > deadline_s:
+            return f"{platform.node()} sees the files of {found} of {num_workers} workers there"
+        time.sleep(_LOOK_AGAIN_S)
     return ""
 
 
