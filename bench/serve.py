@@ -15,6 +15,11 @@ The ratio of a pair of neighbouring rounds is taken first, then the median over 
 is more than direct: good for tokens/s, bad for times. Rounds before the first pair warm up.
 
     python bench/serve.py [--model DIR] [--streams 1,16,64] [--pairs 7] [--json FILE]
+
+With --beside-run it measures instead what users notice of a training run that samples from the
+engine that serves them (beside_run.py), at loads USERS or USERS:PAUSE_S:
+
+    python bench/serve.py --beside-run 1,8,4:2 [--seconds 20] [--pairs 7] [--json FILE]
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import grpc
 import uvloop
 
+import beside_run
 from opsd.daemon.adapters.routing import Router
 from opsd.daemon.config.schema import EngineConfig, ModelConfig, ServerConfig
 from opsd.daemon.serve.grpc_server import GrpcServer, Registration
@@ -270,18 +276,39 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7, help="grpc/direct pairs of rounds a level")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of a completion")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    parser.add_argument("--beside-run", metavar="LOADS", help="users' loads beside a run's samples")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a round beside a run")
     parser.add_argument("--load-generator", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    for hidden in ("--be-users", "--be-run", "--adapter"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.be_users:
+        uvloop.run(beside_run.be_users(options.be_users))
+        return
+    if options.be_run:
+        uvloop.run(beside_run.be_run(options.be_run, options.adapter))
+        return
     if options.load_generator:
         uvloop.run(generate_load(options.load_generator))
         return
     streams = [int(number) for number in options.streams.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
         model = options.model or make_micro_model(Path(scratch))
-        report = uvloop.run(measure(model, streams, options.pairs, options.tokens))
-    print_table(report)
+        if options.beside_run:
+            loads = [parse_load(text, options.seconds) for text in options.beside_run.split(",")]
+            report = uvloop.run(beside_run.measure(model, loads, options.pairs))
+            beside_run.print_table(report)
+        else:
+            report = uvloop.run(measure(model, streams, options.pairs, options.tokens))
+            print_table(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def parse_load(text: str, seconds: float) -> beside_run.Load:
+    """ "8" or "8:2.5": users, and the pause between their requests in seconds."""
+    users, _, pause = text.partition(":")
+    return beside_run.Load(int(users), float(pause or 0.0), seconds)
 
 
 def make_micro_model(path: Path) -> str:

@@ -80,6 +80,17 @@ def test_an_answer_ends_with_its_eos(
         assert rollout.truncated == (rollout.token_ids[-1] != 3)
 
 
+def test_prompts_that_overfill_a_step_are_sampled_all_the_same(
+    sampler: PoolSampler, spec: training_pb2.RunSpec, make_adapter: MakeAdapter
+) -> None:
+    """A prompt that vLLM took in parts, with a seed, would be the end of its engine."""
+    sampler.sync(9, writer_of(Path(make_adapter(1).path), spec))
+    many = sampler.sample(
+        [(number % 50 + 5,) * 40 for number in range(120)], range(120), step=0, version=9
+    )
+    assert len(many) == 120
+
+
 def test_what_the_engine_refuses_is_said_and_it_lives(sampler: PoolSampler) -> None:
     with pytest.raises(SamplerError, match=r"pool's engine: .*64"):
         sampler.sample([(7,) * 100], [0], step=0, version=8)

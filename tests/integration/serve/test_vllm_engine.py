@@ -109,6 +109,27 @@ async def test_stop_string_and_seed(engine: VllmEngine) -> None:
         assert text_of(await complete(engine, sampled)) == text_of(await complete(engine, sampled))
 
 
+async def test_seeded_prompts_that_overfill_a_step_do_not_kill_the_engine(
+    engine: VllmEngine,
+) -> None:
+    """vLLM rewinds the generator of a prompt that it takes in parts, which a CPU's cannot do."""
+    sampling = replace(GREEDY, temperature=1.0, max_tokens=4)
+    requests = [
+        replace(
+            CHAT,
+            request_id=f"long-{number}",
+            sampling=replace(sampling, seed=number),
+            messages=(),
+            prompt=f"{number % 10}" * 480,
+            stream=False,
+        )
+        for number in range(12)
+    ]
+    together = await asyncio.gather(*(complete(engine, request) for request in requests))
+    assert [chunks[-1].num_completion_tokens for chunks in together] == [4] * 12
+    assert (await engine.health()).healthy
+
+
 async def test_closing_the_generator_stops_the_engines_work(engine: VllmEngine) -> None:
     endless = replace(CHAT, sampling=replace(GREEDY, max_tokens=480))
     async with aclosing(engine.generate(endless)) as chunks:

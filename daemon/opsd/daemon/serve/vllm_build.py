@@ -193,6 +193,9 @@ def _engine_args(model: ModelConfig, engine: EngineConfig, on_cpu: bool) -> Any:
         max_lora_rank=engine.max_lora_rank,
         lora_target_modules=_LORA_MODULES,
         scheduling_policy="priority",
+        # A prompt that a step takes in part has its random generator rewound, if it has one of its
+        # own; a CPU's cannot be, and the attempt kills the engine.
+        enable_chunked_prefill=False if on_cpu else None,
         # Sampling defaults are the API's, not those of a file in the model's directory.
         generation_config="vllm",
         disable_log_stats=False,

@@ -63,6 +63,8 @@ class PoolEngine:
             max_model_len=settings.max_model_len,
             kv_cache_memory_bytes=settings.kv_cache_bytes or None,
             enforce_eager=not settings.on_gpu,
+            # On a CPU vLLM dies of a seeded prompt that it takes in parts.
+            enable_chunked_prefill=None if settings.on_gpu else False,
             distributed_executor_backend="uni",
             enable_lora=True,
             max_loras=_VERSIONS,

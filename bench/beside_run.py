@@ -1,0 +1,417 @@
+"""What users notice of a run that samples from the engine that serves them.
+
+For `serve.py --beside-run`. One engine; users in a process of their own call GenerateStream with
+the incumbent adapter; a run in a third process asks RunSupportService for as many samples of its
+student as it can get. Rounds of the same users' load with and without the run alternate (ABAB…), so
+that a noisy machine treats both alike; the first pair, in which the controller learns, does not
+count.
+
+A load is a number of users who each send the next request ``pause_s`` seconds (drawn from an
+exponential distribution) after the last answer ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import torch
+from prometheus_client import REGISTRY
+from safetensors.torch import save_file
+
+from opsd.daemon.adapters.files import content_digest, model_fingerprint
+from opsd.daemon.adapters.intake import ServedModel
+from opsd.daemon.adapters.residency import Residency
+from opsd.daemon.adapters.routing import Router, RoutingSnapshot
+from opsd.daemon.app.interceptors import ErrorInterceptor
+from opsd.daemon.config.schema import EngineConfig, ModelConfig, ServerConfig
+from opsd.daemon.serve.grpc_server import GrpcServer, Registration
+from opsd.daemon.serve.load import UserLoad
+from opsd.daemon.serve.service import InferenceService
+from opsd.daemon.serve.state import Availability, ServingState
+from opsd.daemon.serve.vllm_engine import VllmEngine
+from opsd.daemon.support.admission import Admission
+from opsd.daemon.support.server import SupportServer, socket_path
+from opsd.daemon.support.service import RunSupportService
+from opsd.daemon.support.students import Students
+from opsd.daemon.support.yielding import YieldController, YieldPolicy
+from opsd.daemon.types.engine import AdapterHandle
+from opsd.daemon.types.runs import Run, RunState, TriggerKind
+from opsd.daemon.verify.pool import VerifierPool
+from opsd.v1 import inference_pb2, inference_pb2_grpc, support_pb2, support_pb2_grpc
+
+METRICS = ("first_token_p50_s", "first_token_p99_s", "interval_p50_s", "interval_p99_s")
+BOUNDS = {"p50": 1.10, "p99": 1.25}
+RUN_ID = "00000000-0000-4000-8000-000000000000"
+RANK: Final = 8
+_NUM_PROMPTS = 64
+_ATTEMPT_TOKENS = 128
+_ANSWER_TOKENS = 64
+_MAX_SEQS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    users: int
+    pause_s: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """By the users of one round; times are seconds."""
+
+    first_token_p50_s: float
+    first_token_p99_s: float
+    interval_p50_s: float
+    interval_p99_s: float
+    tokens_per_s: float
+
+
+def quantile(values: list[float], fraction: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]
+
+
+# The users' process
+
+
+async def be_users(address: str) -> None:
+    """A load in JSON per line of stdin, what the users saw in JSON per line of stdout."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            print(json.dumps(asdict(await use(stub, Load(**json.loads(line))))), flush=True)
+
+
+async def use(stub: Any, load: Load) -> Seen:
+    firsts: list[float] = []
+    intervals: list[float] = []
+    began = time.perf_counter()
+    end = began + load.seconds
+    num_tokens = 0
+
+    async def user(number: int) -> None:
+        nonlocal num_tokens
+        draw = random.Random(number)
+        sampling = inference_pb2.SamplingParams(
+            max_tokens=_ANSWER_TOKENS, temperature=0, ignore_eos=True
+        )
+        if load.pause_s:
+            await asyncio.sleep(draw.uniform(0, load.pause_s))
+        while time.perf_counter() < end:
+            prompt = f"Tom has {draw.randrange(10, 99)} apples and eats {number}."
+            last = time.perf_counter()
+            waiting = True
+            async for chunk in stub.GenerateStream(
+                inference_pb2.GenerateRequest(prompt=prompt, sampling=sampling)
+            ):
+                now = time.perf_counter()
+                if waiting:
+                    firsts.append(now - last)
+                elif chunk.num_tokens:
+                    intervals.append((now - last) / chunk.num_tokens)
+                waiting, last = False, now
+                num_tokens += chunk.num_tokens
+            if load.pause_s:
+                await asyncio.sleep(draw.expovariate(1 / load.pause_s))
+
+    await asyncio.gather(*(user(number) for number in range(load.users)))
+    wall_s = time.perf_counter() - began
+    return Seen(
+        quantile(firsts, 0.5),
+        quantile(firsts, 0.99),
+        quantile(intervals, 0.5),
+        quantile(intervals, 0.99),
+        num_tokens / wall_s,
+    )
+
+
+# The run's process
+
+
+async def be_run(address: str, adapter: str) -> None:
+    """Samples without end from the line "go" to the line "stop" of stdin; answers each."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = support_pb2_grpc.RunSupportServiceStub(channel)
+        sampling: asyncio.Task[None] | None = None
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            if sampling is not None:
+                sampling.cancel()
+                with suppress(asyncio.CancelledError):
+                    await sampling
+                sampling = None
+            if line.strip() == "go":
+                sampling = asyncio.create_task(sample_without_end(stub, adapter))
+            print("ok", flush=True)
+
+
+async def sample_without_end(stub: Any, adapter: str) -> None:
+    seed = 0
+    while True:
+        request = support_pb2.SampleAttemptsRequest(
+            run_id=RUN_ID,
+            adapter=adapter,
+            prompts=[
+                support_pb2.AttemptPrompt(token_ids=range(5, 45), seed=seed + number)
+                for number in range(_NUM_PROMPTS)
+            ],
+            max_new_tokens=_ATTEMPT_TOKENS,
+            temperature=1.0,
+            top_p=1.0,
+        )
+        seed += _NUM_PROMPTS
+        async for _ in stub.SampleAttempts(request):
+            pass
+
+
+class Other:
+    """One of the other processes, spoken to line by line."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, *arguments: str) -> Other:
+        return cls(
+            await asyncio.create_subprocess_exec(
+                *(sys.executable, str(Path(__file__).with_name("serve.py")), *arguments),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+        )
+
+    async def ask(self, line: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        answer = await self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError("another process of the benchmark died; its message is above")
+        return answer.decode()
+
+    async def stop(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._process.wait()
+
+
+# The daemon's process
+
+
+class OneRun:
+    def __init__(self, run_dir: Path) -> None:
+        self._run = Run(
+            *(RUN_ID, RunState.TRAINING, TriggerKind.OPERATOR, "bench", "", 0.0, 0.0),
+            run_dir=str(run_dir),
+        )
+
+    def get_run(self, run_id: str) -> Run:
+        return self._run
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    port: int
+    support_address: str
+    run_dir: Path
+
+
+@asynccontextmanager
+async def daemon(model: str, scratch: Path) -> AsyncIterator[Doors]:
+    """An engine that serves users with an adapter, and runs what they leave."""
+    engine = VllmEngine(
+        ModelConfig(path=model, dtype="float32"),
+        EngineConfig(max_num_seqs=_MAX_SEQS, max_lora_rank=RANK, kv_cache_mib=256),
+    )
+    await engine.start()
+    availability, router, load = Availability(), Router(), UserLoad()
+    availability.set(ServingState.READY)
+    residency = Residency(engine, router)
+    incumbent = AdapterHandle("opsd-incumbent", 1, str(scratch / "incumbent"))
+    write_adapter(Path(model), scratch / "incumbent", seed=1)
+    await residency.ensure(incumbent, "incumbent")
+    router.swap(RoutingSnapshot(incumbent))
+    admission = Admission(YieldController(YieldPolicy(_MAX_SEQS)))
+    load.observe(admission)
+    run_dir = scratch / "run"
+    run_dir.mkdir()
+    support = SupportServer(
+        socket_path(scratch),
+        RunSupportService(
+            runs=OneRun(run_dir),
+            verifiers=VerifierPool(1, 1.0),
+            engine=engine,
+            readiness=availability,
+            students=Students(
+                residency,
+                ServedModel(Path(model), model_fingerprint(Path(model)), RANK),
+                scratch / "students",
+            ),
+            admission=admission,
+        ),
+        [ErrorInterceptor()],
+    )
+    config = ServerConfig(port=0)
+    service = InferenceService(engine, router, availability, config, None, load)
+    server = GrpcServer(
+        config,
+        [
+            Registration(
+                "opsd.v1.InferenceService",
+                lambda s: inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, s),
+            )
+        ],
+        availability,
+    )
+    await support.start()
+    await server.start()
+    try:
+        yield Doors(server.port, support.address, run_dir)
+    finally:
+        await server.stop(0)
+        await support.stop()
+        await engine.stop()
+
+
+async def measure(model: str, loads: list[Load], pairs: int) -> dict[str, Any]:
+    """Rounds with and without a run; see the module."""
+    with tempfile.TemporaryDirectory() as name:
+        async with daemon(model, Path(name)) as doors:
+            student = await load_student(doors, Path(model))
+            users = await Other.start("--be-users", f"127.0.0.1:{doors.port}")
+            run = await Other.start("--be-run", doors.support_address, "--adapter", student)
+            try:
+                alone = await run_alone(run)
+                rows = [await compare(users, run, load, pairs) for load in loads]
+            finally:
+                await users.stop()
+                await run.stop()
+    return {"model": Path(model).name, "run_alone_tokens_per_s": alone, "loads": rows}
+
+
+async def load_student(doors: Doors, model: Path) -> str:
+    path = doors.run_dir / "student"
+    write_adapter(model, path, seed=2)
+    async with grpc.aio.insecure_channel(doors.support_address) as channel:
+        stub: Any = support_pb2_grpc.RunSupportServiceStub(channel)
+        request = support_pb2.LoadStudentRequest(
+            run_id=RUN_ID, path=str(path), sha256=content_digest(path)
+        )
+        answer = await stub.LoadStudent(request)
+        return str(answer.adapter)
+
+
+async def run_alone(run: Other, seconds: float = 10.0) -> float:
+    await run.ask("go")
+    await asyncio.sleep(3.0)  # until as many samples run as may
+    before = sampled_tokens()
+    await asyncio.sleep(seconds)
+    rate = (sampled_tokens() - before) / seconds
+    await run.ask("stop")
+    return rate
+
+
+async def compare(users: Other, run: Other, load: Load, pairs: int) -> dict[str, Any]:
+    alone: list[Seen] = []
+    beside: list[Seen] = []
+    rates: list[float] = []
+    for pair in range(pairs + 1):
+        without = Seen(**json.loads(await users.ask(json.dumps(asdict(load)))))
+        await run.ask("go")
+        before, began = sampled_tokens(), time.perf_counter()
+        with_run = Seen(**json.loads(await users.ask(json.dumps(asdict(load)))))
+        rate = (sampled_tokens() - before) / (time.perf_counter() - began)
+        await run.ask("stop")
+        if pair:
+            alone.append(without)
+            beside.append(with_run)
+            rates.append(rate)
+    row: dict[str, Any] = {"load": asdict(load), "run_tokens_per_s": statistics.median(rates)}
+    for metric in (*METRICS, "tokens_per_s"):
+        pairs_of = [
+            (getattr(a, metric), getattr(b, metric)) for a, b in zip(alone, beside, strict=True)
+        ]
+        ratios = [b / a for a, b in pairs_of]
+        row[metric] = {
+            "alone": statistics.median(a for a, _ in pairs_of),
+            "beside": statistics.median(b for _, b in pairs_of),
+            "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+        }
+    return row
+
+
+def sampled_tokens() -> float:
+    return REGISTRY.get_sample_value("opsd_run_sampler_tokens_total") or 0.0
+
+
+def write_adapter(model: Path, path: Path, seed: int) -> None:
+    """A random LoRA adapter on the seven projections."""
+    config = json.loads((model / "config.json").read_text())
+    hidden, ffn = config["hidden_size"], config["intermediate_size"]
+    queries = config["num_attention_heads"] * config["head_dim"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    shapes = {
+        "self_attn.q_proj": (hidden, queries),
+        "self_attn.k_proj": (hidden, keys),
+        "self_attn.v_proj": (hidden, keys),
+        "self_attn.o_proj": (queries, hidden),
+        "mlp.gate_proj": (hidden, ffn),
+        "mlp.up_proj": (hidden, ffn),
+        "mlp.down_proj": (ffn, hidden),
+    }
+    draw = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(config["num_hidden_layers"]):
+        for name, (num_in, num_out) in shapes.items():
+            key = f"base_model.model.model.layers.{layer}.{name}"
+            tensors[f"{key}.lora_A.weight"] = torch.randn(RANK, num_in, generator=draw) * 0.1
+            tensors[f"{key}.lora_B.weight"] = torch.randn(num_out, RANK, generator=draw) * 0.1
+    path.mkdir()
+    save_file(tensors, path / "adapter_model.safetensors")
+    settings = {
+        "peft_type": "LORA",
+        "r": RANK,
+        "lora_alpha": RANK,
+        "target_modules": sorted(name.split(".")[1] for name in shapes),
+    }
+    (path / "adapter_config.json").write_text(json.dumps(settings))
+
+
+def print_table(report: dict[str, Any]) -> None:
+    print(f"the run alone: {report['run_alone_tokens_per_s']:.0f} tokens/s")
+    print(f"{'users':>12}  {'metric':<16}{'alone':>10}{'beside':>10}{'ratio':>8}  range of ratios")
+    for row in report["loads"]:
+        load = row["load"]
+        name = f"{load['users']}" + (f", pause {load['pause_s']:g} s" if load["pause_s"] else "")
+        for metric in METRICS:
+            cell = row[metric]
+            print(
+                f"{name:>12}  {metric.removesuffix('_s'):<16}{cell['alone'] * 1e3:>8.1f}ms"
+                f"{cell['beside'] * 1e3:>8.1f}ms{cell['ratio']:>8.3f}  "
+                f"{cell['ratio_min']:.3f} to {cell['ratio_max']:.3f}"
+            )
+        kept = all(
+            row[metric]["ratio"] <= bound
+            for metric in METRICS
+            for part, bound in BOUNDS.items()
+            if f"_{part}_" in metric
+        )
+        print(
+            f"{name:>12}  the run got {row['run_tokens_per_s']:.0f} tokens/s beside "
+            f"{row['tokens_per_s']['beside']:.0f} of the users'; "
+            f"{'within' if kept else 'NOT within'} 10 % at the median and 25 % at p99"
+        )
