@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from opsd.trainer.lora import StudentTeacher
 from opsd.trainer.methods import Answer
 from opsd.trainer.methods.distil import DistilledBatch
 from opsd.trainer.token_audit import FILE_NAME, AuditedSequence, TokenAudit, TokenSignals
@@ -15,14 +18,22 @@ class AuditedSteps:
 
     Args:
         spec: of the run, defaults filled in.
+        network: whose output head gives the alternatives.
         tokenizer: of the model.
         rank: of this process.
         steps_done: by the checkpoint that the run goes on from.
     """
 
     def __init__(
-        self, spec: training_pb2.RunSpec, tokenizer: Any, rank: int, steps_done: int
+        self,
+        spec: training_pb2.RunSpec,
+        network: StudentTeacher,
+        tokenizer: Any,
+        rank: int,
+        steps_done: int,
     ) -> None:
+        self._spec = spec.token_audit
+        self._network = network
         self._audit = TokenAudit(
             spec.token_audit,
             tokenizer,
@@ -31,6 +42,7 @@ class AuditedSteps:
             steps_done=steps_done,
         )
         self._places: dict[int, int] = {}
+        self._seen: list[tuple[int, AuditedSequence, TokenSignals, Tensor, Tensor]] = []
 
     def begin(self, step: int, answers: Sequence[Answer]) -> None:
         """Before the step's losses."""
@@ -45,25 +57,29 @@ class AuditedSteps:
             start = rows.stop
             if answer.stream not in self._places:
                 continue
-            weight_T = batch.weights_T[rows]
-            self._audit.add(
-                self._places[answer.stream],
-                AuditedSequence(
-                    pair_id=answer.pair_id,
-                    student_prompt=answer.student_prompt,
-                    teacher_prompt=answer.teacher_prompt,
-                    response=answer.response,
-                    truncated=answer.truncated,
-                    epistemic=answer.epistemic,
-                    passed=answer.passed,
-                    evidence=answer.evidence,
-                ),
-                TokenSignals.from_telemetry(batch.out.telemetry, weight_T, rows),
-                batch.student_TD[rows],
-                batch.teacher_TD[rows],
-                batch.head_VD,
+            sequence = AuditedSequence(
+                pair_id=answer.pair_id,
+                student_prompt=answer.student_prompt,
+                teacher_prompt=answer.teacher_prompt,
+                response=answer.response,
+                truncated=answer.truncated,
+                epistemic=answer.epistemic,
+                passed=answer.passed,
+                evidence=answer.evidence,
+            )
+            signals = TokenSignals.from_telemetry(batch.out.telemetry, batch.weights_T[rows], rows)
+            place = self._places[answer.stream]
+            self._seen.append(
+                (place, sequence, signals, batch.student_TD[rows], batch.teacher_TD[rows])
             )
 
     def end(self, step: int) -> None:
-        """After the step's losses: writes down what was looked at."""
+        """After the step's losses, on every rank: writes down what was looked at."""
+        if not self._spec.attempts_per_step or step % max(self._spec.every_steps, 1):
+            return
+        with self._network.gathered():
+            for place, sequence, signals, student_TD, teacher_TD in self._seen:
+                head_VD = self._network.head_weight_VD
+                self._audit.add(place, sequence, signals, student_TD, teacher_TD, head_VD)
+        self._seen.clear()
         self._audit.write(step)

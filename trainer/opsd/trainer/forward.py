@@ -1,6 +1,9 @@
-"""Hidden states of the positions that predict a batch's responses.
+"""Hidden states of the positions that predict a batch's responses, without padding.
 
-Shape suffixes: B sequences, L positions, T response tokens of the batch, D hidden size.
+The batch is one row, sequence after sequence: positions are counted anew in each, and attention
+stays within each.
+
+Shape suffixes: L positions of the row, T response tokens of the batch, D hidden size.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,9 +11,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+Network = Callable[[Tensor, Sequence[int]], Tensor]
+"""From ids [1, L] and the lengths of the sequences packed in them to hidden states [1, L, D]."""
+
 
 def response_hidden_TD(
-    network: Callable[[Tensor], Tensor],
+    network: Network,
     prompts: Sequence[tuple[int, ...]],
     responses: Sequence[tuple[int, ...]],
     device: torch.device,
@@ -20,27 +26,36 @@ def response_hidden_TD(
     Prompt and response are joined as token ids: nothing is tokenised again.
 
     Args:
-        network: from ids [B, L] to hidden states [B, L, D].
+        network: of `StudentTeacher`.
         prompts: token ids, none empty.
         responses: token ids, one to each prompt.
         device: of the network.
     """
-    ids_BL, positions_T = _right_padded(prompts, responses, device)
-    return network(ids_BL).flatten(0, 1)[positions_T]
+    row: list[int] = []
+    lengths: list[int] = []
+    positions: list[int] = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        first = len(row) + len(prompt) - 1
+        positions.extend(range(first, first + len(response)))
+        row += [*prompt, *response]
+        lengths.append(len(prompt) + len(response))
+    ids_1L = torch.tensor([row], device=device)
+    positions_T = torch.tensor(positions, device=device)
+    return network(ids_1L, lengths)[0].index_select(0, positions_T)
 
 
-def _right_padded(
-    prompts: Sequence[tuple[int, ...]], responses: Sequence[tuple[int, ...]], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Ids, and where in the flattened [B * L] the response tokens are predicted.
+def unpacked(ids_1L: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The sequences as rows of equal length, for a model that cannot take them packed.
 
     Padding on the right needs no mask: causal attention never looks at it.
+
+    Returns:
+        Ids, and where in the flattened rows each position of the packed row is.
     """
-    width = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
-    rows: list[list[int]] = []
-    positions: list[int] = []
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        rows.append([*prompt, *response, *[0] * (width - len(prompt) - len(response))])
-        first = row * width + len(prompt) - 1
-        positions.extend(range(first, first + len(response)))
-    return torch.tensor(rows, device=device), torch.tensor(positions, device=device)
+    width = max(lengths)
+    rows = ids_1L.new_zeros((len(lengths), width))
+    places = torch.cat(
+        [torch.arange(length) + row * width for row, length in enumerate(lengths)]
+    ).to(ids_1L.device)
+    rows.view(-1)[places] = ids_1L[0]
+    return rows, places

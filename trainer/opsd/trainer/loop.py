@@ -36,7 +36,7 @@ def train(
         cancellation.raise_if_requested()
         events.heartbeat_if_due()
 
-    base = load_base(spec.model, ranks.device)
+    base = load_base(spec.model, ranks.device, spec.parallel.sharding)
     with contextlib.closing(Stepper(spec, ranks, base, on_progress)) as stepper:
         run = _Run(spec, ranks, base, stepper, events, result)
         run.begin(began)
@@ -73,7 +73,7 @@ class _Run:
         stepper, result = self._stepper, self._result
         self._first = self._checkpoints.resume(stepper)
         stepper.audited = AuditedSteps(
-            self._spec, self._base.tokenizer, self._ranks.rank, self._first
+            self._spec, stepper.network, self._base.tokenizer, self._ranks.rank, self._first
         )
         self._ranks.broadcast_(stepper.network.student.weights_P)
         self._expect_agreement("at the start")
@@ -84,7 +84,8 @@ class _Run:
         loaded_s = time.monotonic() - began
         self._events.write("heartbeat", f"model loaded in {loaded_s:.1f} s{resumed}")
         if not self._first and self._spec.teacher_check.num_problems and stepper.method.has_teacher:
-            report = check_teacher(self._spec, stepper, self._base, self._ranks)
+            with stepper.network.gathered():
+                report = check_teacher(self._spec, stepper, self._base, self._ranks)
             result.teacher_check.CopyFrom(report)
             self._events.write("teacher_check", report.explanation, teacher_check=report)
             require_passed(report)

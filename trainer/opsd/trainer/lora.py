@@ -1,19 +1,28 @@
 """Student and teacher in one network: the base with LoRA on, off, or with other LoRA weights."""
 
 import contextlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from opsd.trainer.errors import AdapterError, SpecError
+from opsd.trainer.attention import packed_arguments
+from opsd.trainer.forward import unpacked
+from opsd.trainer.head import OutputHead
 from opsd.trainer.model import BaseModel
+from opsd.trainer.peft_adapters import (
+    STUDENT,
+    check_adapter_dir,
+    load_adapter,
+    lora_layers,
+    with_student,
+)
+from opsd.trainer.recompute import Recomputation
 from opsd.v1 import training_pb2
 
-STUDENT = "default"  # peft's own name for the first adapter
 TEACHER = "teacher"
 
 
@@ -63,16 +72,16 @@ class StudentTeacher:
     def __init__(self, base: BaseModel, spec: training_pb2.RunSpec) -> None:
         self._teacher = spec.objective.teacher
         self._ema_decay = spec.objective.ema_decay
-        self._peft = _with_student(base, spec)
+        self._peft = with_student(base, spec)
         if self._teacher == training_pb2.TEACHER_INCUMBENT:
             path = Path(spec.objective.teacher_adapter_path)
-            _check_adapter_dir(path, "objective.teacher_adapter_path")
-            _load(self._peft, path, TEACHER)
+            check_adapter_dir(path, "objective.teacher_adapter_path")
+            load_adapter(self._peft, path, TEACHER)
         elif self._teacher == training_pb2.TEACHER_EMA:
             self._peft.add_adapter(TEACHER, self._peft.peft_config[STUDENT])
         self._peft.set_adapter(STUDENT)
         self._peft.eval()
-        self._layers = _lora_layers(self._peft)
+        self._layers = lora_layers(self._peft)
         self._dropouts = [layer.lora_dropout[STUDENT] for layer in self._layers]
         self._has_dropout = spec.lora.dropout > 0
         self.student = FlatLora(self._peft, STUDENT, trainable=True)
@@ -81,39 +90,73 @@ class StudentTeacher:
             self.ema = FlatLora(self._peft, TEACHER, trainable=False)
             self.ema.weights_P.copy_(self.student.weights_P)
         self.causal = base.causal
+        self.device = self.student.weights_P.device
+        self.head = OutputHead(base.causal, base.sharded)
         self._decoder = base.causal.get_decoder()
-        self.head_weight_VD: Tensor = base.causal.get_output_embeddings().weight
+        self._packs = base.packs
+        self._sharded = base.sharded
+        self._recomputation: Recomputation | None = None
+        if spec.parallel.gradient_checkpointing:
+            self._recomputation = Recomputation(base.causal, self._dropout)
 
-    def student_hidden_BLD(self, ids_BL: Tensor) -> Tensor:
+    @property
+    def head_weight_VD(self) -> Tensor:
+        """The output head; an error where it is spread over the ranks, see `gathered`."""
+        return self.head.weight_VD
+
+    def student_hidden_BLD(self, ids_BL: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Last hidden states with gradient, LoRA's dropout on (the base's own stays off).
 
-        Right padding only: no mask is given.
+        Args:
+            ids_BL: padded on the right only, as no mask is given.
+            lengths: of the sequences that are packed in one row, [1, L], without padding.
         """
-        self._set_dropout(self._has_dropout)
-        try:
-            return self._hidden(ids_BL)
-        finally:
-            self._set_dropout(False)
+        with contextlib.ExitStack() as during:
+            during.enter_context(self._dropout())
+            if self._recomputation is not None and torch.is_grad_enabled():
+                during.enter_context(self._recomputation.on())
+            return self._hidden(ids_BL, lengths)
 
-    def teacher_hidden_BLD(self, ids_BL: Tensor) -> Tensor:
+    def teacher_hidden_BLD(self, ids_BL: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Last hidden states of the teacher, without gradient."""
         with torch.no_grad(), self._as_teacher():
-            return self._hidden(ids_BL)
+            return self._hidden(ids_BL, lengths)
 
-    def sampled_hidden_BLD(self, ids_BL: Tensor) -> Tensor:
+    def sampled_hidden_BLD(self, ids_BL: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Last hidden states of the student as it is sampled: no dropout, no gradient."""
         with torch.no_grad():
-            return self._hidden(ids_BL)
+            return self._hidden(ids_BL, lengths)
 
-    def base_hidden_BLD(self, ids_BL: Tensor) -> Tensor:
+    def base_hidden_BLD(self, ids_BL: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Last hidden states of the model without any adapter, without gradient."""
         with torch.no_grad(), self._without_lora():
-            return self._hidden(ids_BL)
+            return self._hidden(ids_BL, lengths)
+
+    def lockstep(self, num_passes: int) -> int:
+        """How many passes this rank must make so that all make as many; collective if sharded.
+
+        Args:
+            num_passes: that this rank has work for.
+        """
+        if self._sharded is None or self._sharded.is_gathered:
+            return num_passes
+        most = torch.tensor([num_passes], device=self.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return int(most)
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """A sharded base is whole within, and ranks may make passes as they like.
+
+        Entering and leaving is a collective call, unless it is whole already or not sharded.
+        """
+        with self._sharded.gathered() if self._sharded is not None else contextlib.nullcontext():
+            yield
 
     @contextlib.contextmanager
     def teacher_network(self) -> Iterator[Any]:
-        """The teacher for sampling, in eval mode."""
-        with torch.no_grad(), self._as_teacher():
+        """The teacher for sampling, in eval mode; `gathered`."""
+        with self.gathered(), torch.no_grad(), self._as_teacher():
             yield self.causal
 
     def update_ema(self) -> None:
@@ -132,15 +175,17 @@ class StudentTeacher:
 
     @contextlib.contextmanager
     def rollout_network(self) -> Iterator[Any]:
-        """The student for sampling, in eval mode.
+        """The student for sampling, in eval mode; `gathered`.
 
         In fp32 its LoRA is folded into copies of the base weights: fewer operations a token, and
         exact to rounding. In 16 bits the fold would round the update away, so LoRA stays apart.
         """
-        if self.head_weight_VD.dtype != torch.float32:
-            yield self.causal
-            return
-        with self._without_lora(), contextlib.ExitStack() as restore, torch.no_grad():
+        with contextlib.ExitStack() as restore, torch.no_grad():
+            restore.enter_context(self.gathered())
+            if self.head_weight_VD.dtype != torch.float32:
+                yield self.causal
+                return
+            restore.enter_context(self._without_lora())
             for layer in self._layers:
                 plain = layer.get_base_layer()
                 weight = plain.weight
@@ -151,8 +196,17 @@ class StudentTeacher:
                 restore.callback(delattr, layer, "forward")
             yield self.causal
 
-    def _hidden(self, ids_BL: Tensor) -> Tensor:
-        hidden: Tensor = self._decoder(input_ids=ids_BL, use_cache=False).last_hidden_state
+    def _hidden(self, ids_BL: Tensor, lengths: Sequence[int] | None) -> Tensor:
+        if lengths is None:
+            return self._decode(ids_BL)
+        if self._packs:
+            return self._decode(ids_BL, **packed_arguments(lengths, ids_BL.device))
+        rows, places = unpacked(ids_BL, lengths)
+        return self._decode(rows).flatten(0, 1)[places].unsqueeze(0)
+
+    def _decode(self, ids_BL: Tensor, **arguments: Any) -> Tensor:
+        out = self._decoder(input_ids=ids_BL, use_cache=False, **arguments)
+        hidden: Tensor = out.last_hidden_state
         return hidden
 
     @contextlib.contextmanager
@@ -179,81 +233,12 @@ class StudentTeacher:
             for layer in self._layers:
                 layer.enable_adapters(True)
 
-    def _set_dropout(self, on: bool) -> None:
+    @contextlib.contextmanager
+    def _dropout(self) -> Iterator[None]:
         for dropout in self._dropouts:
-            dropout.train(on)
-
-
-def _with_student(base: BaseModel, spec: training_pb2.RunSpec) -> Any:
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    _check_targets(base.causal, list(spec.lora.target_modules))
-    if spec.initial_adapter_path:
-        path = Path(spec.initial_adapter_path)
-        _check_same_shape(path, spec.lora)
+            dropout.train(self._has_dropout)
         try:
-            return PeftModel.from_pretrained(
-                base.causal, path, adapter_name=STUDENT, is_trainable=True
-            )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise AdapterError(f"initial_adapter_path {path}: {error}") from error
-    config = LoraConfig(
-        r=spec.lora.rank,
-        lora_alpha=spec.lora.alpha,
-        lora_dropout=spec.lora.dropout,
-        target_modules=sorted(spec.lora.target_modules),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    torch.manual_seed(spec.seed % 2**63)
-    return get_peft_model(base.causal, config)
-
-
-def _load(peft_model: Any, path: Path, name: str) -> None:
-    try:
-        peft_model.load_adapter(path, adapter_name=name, is_trainable=False)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise AdapterError(f"adapter {path}: {error}") from error
-
-
-def _lora_layers(peft_model: Any) -> list[Any]:
-    from peft.tuners.lora import LoraLayer
-
-    return [module for module in peft_model.modules() if isinstance(module, LoraLayer)]
-
-
-def _check_targets(causal: Any, names: list[str]) -> None:
-    # peft is content with one match; a typo among seven would train six.
-    linear = {
-        name.rsplit(".", 1)[-1]
-        for name, module in causal.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    for name in names:
-        if name not in linear:
-            raise SpecError(
-                "lora.target_modules",
-                name,
-                f"the model has no such linear layer; it has {', '.join(sorted(linear))}",
-            )
-
-
-def _check_adapter_dir(path: Path, field: str) -> None:
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (path / name).is_file():
-            raise AdapterError(f"{field} {path}: no {name}")
-
-
-def _check_same_shape(path: Path, lora: training_pb2.LoraSpec) -> None:
-    _check_adapter_dir(path, "initial_adapter_path")
-    try:
-        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        found = (config["r"], float(config["lora_alpha"]), sorted(config["target_modules"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{path}/adapter_config.json is malformed: {error!r}") from error
-    wanted = (lora.rank, lora.alpha, sorted(lora.target_modules))
-    if found != wanted:
-        raise AdapterError(
-            f"initial_adapter_path {path}: (rank, alpha, target_modules) are {found}, "
-            f"the spec's lora says {wanted}"
-        )
+            yield
+        finally:
+            for dropout in self._dropouts:
+                dropout.train(False)

@@ -192,21 +192,19 @@ class StudentSampling:
     @torch.no_grad()
     def _logprobs(self, batch: Sequence[Attempt]) -> tuple[Tensor, Tensor]:
         """[T] of the sampled tokens by the student, at temperature 1 and at the loss's."""
-        head_VD = self._network.head_weight_VD
+        head, device = self._network.head, self._network.device
         hidden_TD = response_hidden_TD(
             self._network.sampled_hidden_BLD,
             [attempt.prompt for attempt in batch],
             [attempt.rollout.token_ids for attempt in batch],
-            head_VD.device,
+            device,
         )
-        ids_T = torch.tensor(
-            [token for a in batch for token in a.rollout.token_ids], device=head_VD.device
-        )
+        ids_T = torch.tensor([token for a in batch for token in a.rollout.token_ids], device=device)
         temperature = self._spec.rollout.temperature
-        plain_T = token_logprobs(hidden_TD, head_VD, ids_T, 1.0)
+        plain_T = token_logprobs(hidden_TD, head, ids_T, 1.0)
         if temperature == 1.0:
             return plain_T, plain_T
-        return plain_T, token_logprobs(hidden_TD, head_VD, ids_T, temperature)
+        return plain_T, token_logprobs(hidden_TD, head, ids_T, temperature)
 
     def _as_it_was(self, version: int) -> "_Weights":
         return _Weights(self._network.student.weights_P, self._synced[version])

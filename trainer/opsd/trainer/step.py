@@ -93,7 +93,8 @@ class Stepper:
         epoch, pairs = self._drawn or self._draw()
         self._drawn = None
         metrics = training_pb2.StepMetrics(loss_implementation=in_use(self._ranks.device.type))
-        answers = self._answers(step, epoch, pairs, durations, metrics)
+        with self.network.gathered():
+            answers = self._answers(step, epoch, pairs, durations, metrics)
         trained = int(self._sum(len(answers)))
         if self.audited is not None:
             self.audited.begin(step, answers)
@@ -104,6 +105,7 @@ class Stepper:
             micro_batch_size=self._spec.optim.micro_batch_size,
             durations=durations,
             on_progress=self._on_progress,
+            lockstep=self.network.lockstep,
         )
         if self.audited is not None:
             self.audited.end(step)

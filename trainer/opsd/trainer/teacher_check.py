@@ -13,7 +13,6 @@ from opsd.trainer.attempts import attempt_texts, shared_outcomes, verified
 from opsd.trainer.distributed import Ranks
 from opsd.trainer.errors import TeacherCheckError
 from opsd.trainer.forward import response_hidden_TD
-from opsd.trainer.loss import clipped_kl
 from opsd.trainer.methods import Answer
 from opsd.trainer.methods.distil import Distillation
 from opsd.trainer.model import BaseModel
@@ -131,13 +130,12 @@ def _divergences(
 ) -> list[float]:
     """Token sums of KL(own || student), KL(other || student), KL(own || other); tokens."""
     network = stepper.network
-    head_VD = network.head_weight_VD
     sums = [0.0, 0.0, 0.0, 0.0]
     size = spec.optim.micro_batch_size
     for batch in (answers[start : start + size] for start in range(0, len(answers), size)):
         responses = [answer.response for answer, _ in batch]
         own_TD, other_TD, student_TD = (
-            response_hidden_TD(function, prompts, responses, head_VD.device)
+            response_hidden_TD(function, prompts, responses, network.device)
             for function, prompts in (
                 (network.teacher_hidden_BLD, [answer.teacher_prompt for answer, _ in batch]),
                 (network.teacher_hidden_BLD, [other for _, other in batch]),
@@ -147,7 +145,7 @@ def _divergences(
         for index, (left_TD, right_TD) in enumerate(
             ((own_TD, student_TD), (other_TD, student_TD), (own_TD, other_TD))
         ):
-            out = clipped_kl(right_TD, left_TD, head_VD, temperature=spec.rollout.temperature)
+            out = network.head.clipped_kl(right_TD, left_TD, temperature=spec.rollout.temperature)
             sums[index] += float(out.telemetry.divergence_T.double().sum())
         sums[3] += len(own_TD)
     return sums

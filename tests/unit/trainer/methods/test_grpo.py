@@ -38,6 +38,7 @@ def test_the_gradient_is_autograds(make_run: object, stale: bool) -> None:
     network, spec, base = network_of(make_run())  # type: ignore[operator]
     spec.rollout.temperature = 1.3
     spec.rollout.rollouts_per_problem = 4
+    spec.rollout.max_staleness_steps = int(stale)
     method = GroupRelativePolicy(network, spec, EpistemicTokens(base.tokenizer, ()))
     old = (-3.0, -6.0, -2.0) if stale else ()
     answers = [

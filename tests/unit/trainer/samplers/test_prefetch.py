@@ -50,7 +50,8 @@ def test_samples_in_another_thread_while_the_caller_goes_on() -> None:
     sampler = Slow()
     ahead = Prefetch(sampler)
     ahead.start(REQUEST)
-    assert ahead.under_way == REQUEST
+    under_way = ahead.under_way
+    assert under_way == REQUEST
     sampler.go.set()
     assert ahead.take() == [Rollout((4,), False, (), 3)] * 2
     assert ahead.under_way is None

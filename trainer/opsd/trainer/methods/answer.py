@@ -35,6 +35,10 @@ class Answer:
     evidence: str = ""
 
 
+IDLE = Answer((0,), (0,), (0,), truncated=False, advantage=0.0, importance=(0.0,))
+"""Work of no weight, for a rank that has none left while the others go on."""
+
+
 def answer_of(
     attempt: Attempt,
     epistemic: EpistemicTokens,

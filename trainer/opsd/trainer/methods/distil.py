@@ -20,8 +20,9 @@ from opsd.trainer.data import Pair
 from opsd.trainer.epistemic import EpistemicTokens
 from opsd.trainer.forward import response_hidden_TD
 from opsd.trainer.lora import StudentTeacher
-from opsd.trainer.loss import Clip, ClippedKL, Divergence, clipped_kl
+from opsd.trainer.loss import Clip, ClippedKL, Divergence
 from opsd.trainer.methods.answer import (
+    IDLE,
     Answer,
     StepSums,
     answer_of,
@@ -56,7 +57,6 @@ class DistilledBatch:
     weights_T: Tensor
     """Of each token in the mean over its sequence, shielding included; 1 is usual."""
     out: ClippedKL
-    head_VD: Tensor
 
 
 class Distillation:
@@ -139,7 +139,7 @@ class Distillation:
         raise AssertionError("distillation is on-policy: it samples")
 
     def loss(self, batch: Sequence[Answer], num_sequences: int, sums: StepSums) -> Tensor:
-        device = self._network.head_weight_VD.device
+        device = self._network.device
         responses = [answer.response for answer in batch]
         teacher_TD = response_hidden_TD(
             self._network.teacher_hidden_BLD, [a.teacher_prompt for a in batch], responses, device
@@ -150,10 +150,9 @@ class Distillation:
         marks_T = torch.tensor([mark for a in batch for mark in _marks(a)])
         shield_T = torch.where(marks_T, self._epistemic_weight, 1.0)
         mean_T = token_weights(batch, num_sequences)
-        out = clipped_kl(
+        out = self._network.head.clipped_kl(
             student_TD,
             teacher_TD,
-            self._network.head_weight_VD,
             divergence=self._divergence,
             jsd_beta=self._jsd_beta,
             clip=self._clip,
@@ -164,7 +163,7 @@ class Distillation:
             sampled_ids=response_ids(batch, device),
         )
         _add(sums, out, marks_T)
-        if self._onlooker is not None:
+        if self._onlooker is not None and batch[0] is not IDLE:
             self._onlooker(
                 DistilledBatch(
                     batch,
@@ -172,7 +171,6 @@ class Distillation:
                     teacher_TD,
                     shield_T,
                     out,
-                    self._network.head_weight_VD,
                 )
             )
         if not self._anchor_weight:
@@ -181,17 +179,16 @@ class Distillation:
 
     def _anchor(self, batch: Sequence[Answer], mean_T: Tensor, sums: StepSums) -> Tensor:
         """KL(base || student) where both read the teacher's prompt."""
-        device = self._network.head_weight_VD.device
+        device = self._network.device
         prompts = [answer.teacher_prompt for answer in batch]
         responses = [answer.response for answer in batch]
         base_TD = response_hidden_TD(self._network.base_hidden_BLD, prompts, responses, device)
         student_TD = response_hidden_TD(
             self._network.student_hidden_BLD, prompts, responses, device
         )
-        out = clipped_kl(
+        out = self._network.head.clipped_kl(
             student_TD,
             base_TD,
-            self._network.head_weight_VD,
             temperature=self._temperature,
             token_weight=mean_T * self._anchor_weight,
         )

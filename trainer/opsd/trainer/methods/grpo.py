@@ -54,6 +54,7 @@ class GroupRelativePolicy:
         self._epistemic = epistemic
         self._group_size = spec.rollout.rollouts_per_problem
         self._temperature = spec.rollout.temperature
+        self._may_be_stale = spec.rollout.max_staleness_steps > 0
         self._low = spec.objective.ratio_clip_low
         self._high = spec.objective.ratio_clip_high
 
@@ -81,14 +82,14 @@ class GroupRelativePolicy:
         raise AssertionError("GRPO samples")
 
     def loss(self, batch: Sequence[Answer], num_sequences: int, sums: StepSums) -> Tensor:
-        head_VD = self._network.head_weight_VD
-        device = head_VD.device
+        head, device = self._network.head, self._network.device
         ids_T = response_ids(batch, device)
         hidden_TD = student_hidden(self._network, batch)
         advantage_T = torch.tensor([a.advantage for a in batch for _ in a.response], device=device)
         slope_T, surrogate_T = advantage_T, advantage_T
-        if any(answer.old_logprobs for answer in batch):
-            logp_T = token_logprobs(hidden_TD, head_VD, ids_T, self._temperature)
+        # Not whether this batch is stale: ranks that share a head must do the same.
+        if self._may_be_stale:
+            logp_T = token_logprobs(hidden_TD, head, ids_T, self._temperature)
             old = [
                 logprob
                 for a, now in zip(batch, _split(logp_T, batch), strict=True)
@@ -98,7 +99,7 @@ class GroupRelativePolicy:
                 logp_T, torch.tensor(old, device=device), advantage_T, self._low, self._high
             )
         weights_T = token_weights(batch, num_sequences).to(device)
-        out = token_likelihood(hidden_TD, head_VD, ids_T, weights_T * slope_T, self._temperature)
+        out = token_likelihood(hidden_TD, head, ids_T, weights_T * slope_T, self._temperature)
         add_likelihood(sums, out, batch, -surrogate_T)
         return out.loss
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from opsd.trainer.forward import response_hidden_TD
+from opsd.trainer.head import OutputHead
 from opsd.trainer.lora import StudentTeacher
-from opsd.trainer.loss import ClippedKL, clipped_kl
+from opsd.trainer.loss import ClippedKL
 from opsd.trainer.methods.answer import Answer, StepSums, response_ids
 
 
@@ -20,26 +21,25 @@ def student_hidden(network: StudentTeacher, batch: Sequence[Answer]) -> Tensor:
         network.student_hidden_BLD,
         [answer.student_prompt for answer in batch],
         [answer.response for answer in batch],
-        network.head_weight_VD.device,
+        network.device,
     )
 
 
 def token_likelihood(
-    hidden_TD: Tensor, head_VD: Tensor, ids_T: Tensor, weights_T: Tensor, temperature: float
+    hidden_TD: Tensor, head: OutputHead, ids_T: Tensor, weights_T: Tensor, temperature: float
 ) -> ClippedKL:
     """Sum over tokens of -weight · log p(token).
 
     Args:
         hidden_TD: last hidden states; get the gradient.
-        head_VD: output head.
+        head: of the network.
         ids_T: int64 tokens.
         weights_T: may be negative.
         temperature: divides the logits.
     """
-    return clipped_kl(
+    return head.clipped_kl(
         hidden_TD,
         None,
-        head_VD,
         temperature=temperature,
         teacher_topk_ids=ids_T.unsqueeze(-1),
         teacher_topk_logprobs=torch.zeros((len(ids_T), 1), device=ids_T.device),
@@ -49,10 +49,12 @@ def token_likelihood(
 
 
 @torch.no_grad()
-def token_logprobs(hidden_TD: Tensor, head_VD: Tensor, ids_T: Tensor, temperature: float) -> Tensor:
+def token_logprobs(
+    hidden_TD: Tensor, head: OutputHead, ids_T: Tensor, temperature: float
+) -> Tensor:
     """[T] fp32 log p of each token, nats."""
     weights_T = torch.zeros(len(ids_T), device=ids_T.device)
-    out = token_likelihood(hidden_TD, head_VD, ids_T, weights_T, temperature)
+    out = token_likelihood(hidden_TD, head, ids_T, weights_T, temperature)
     return out.telemetry.student_logprob_T.float()
 
 
@@ -60,9 +62,9 @@ def negative_log_likelihood(
     network: StudentTeacher, batch: Sequence[Answer], weights_T: Tensor, temperature: float
 ) -> ClippedKL:
     """`token_likelihood` of a batch's responses under the student."""
-    ids_T = response_ids(batch, network.head_weight_VD.device)
+    ids_T = response_ids(batch, network.device)
     hidden_TD = student_hidden(network, batch)
-    return token_likelihood(hidden_TD, network.head_weight_VD, ids_T, weights_T, temperature)
+    return token_likelihood(hidden_TD, network.head, ids_T, weights_T, temperature)
 
 
 def add_likelihood(sums: StepSums, out: ClippedKL, batch: Sequence[Answer], loss_T: Tensor) -> None:
