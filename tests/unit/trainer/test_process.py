@@ -1,12 +1,13 @@
 """The trainer as its own process group: ranks, signals, crashes."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,33 @@ def start(
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, *(launcher if ranks > 1 else []), "-m", "opsd.trainer"]
     fixed = {"OMP_NUM_THREADS": "1", failpoints.VARIABLE: failpoint}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*command, str(run_json)],
         env=os.environ | fixed | variables,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    _started.append((process, run_json))
+    return process
+
+
+_started: "list[tuple[subprocess.Popen[str], Path]]" = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    """A test that fails must not leave an endless trainer to slow down all that follow."""
+    yield
+    while _started:
+        process, run_json = _started.pop()
+        # Ranks are in sessions of their own, with the run's directory in their command line.
+        for line in subprocess.run(
+            ["pgrep", "-f", str(run_json)], capture_output=True, text=True, check=False
+        ).stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(line), signal.SIGKILL)
+        process.communicate()
 
 
 def finish(process: "subprocess.Popen[str]") -> str:
@@ -53,7 +74,7 @@ def result(run_json: Path) -> training_pb2.RunResult:
 
 def wait_for_event(run_json: Path, kind: str, process: "subprocess.Popen[str]") -> None:
     events = run_json.parent / "events.jsonl"
-    for _ in range(600):
+    for _ in range(2400):
         if events.exists() and f'"kind": "{kind}"' in events.read_text():
             return
         assert process.poll() is None, process.communicate()[1]
