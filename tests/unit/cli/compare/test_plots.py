@@ -27,13 +27,14 @@ def test_everything_has_its_place_in_order(xs: list[float]) -> None:
 
 
 def test_ticks_are_round_numbers() -> None:
-    assert [label for _, label in log_axis([0.0, 2000.0, 900_000.0]).ticks()] == [
+    def log_labels(*xs: float) -> list[str]:
+        return [label for _, label in log_axis(xs).ticks()]
+
+    assert log_labels(0.0, 2300.0, 900_000.0) == [
         "0",
-        "1 k",
-        "10 k",
-        "100 k",
-        "1 M",
+        *_words("2 k,5 k,10 k,20 k,50 k,100 k,200 k,500 k,1 M"),
     ]
+    assert log_labels(700.0, 3e6) == ["1 k", "10 k", "100 k", "1 M"]
     assert [label for _, label in linear_axis([90.0]).ticks()] == [
         *("0", "10", "20", "30", "40", "50", "60", "70", "80", "90")
     ]
@@ -49,6 +50,10 @@ def test_ticks_are_round_numbers() -> None:
     assert log_axis([]) == LogAxis(1.0, 10.0, False)
     assert linear_axis([]) == LinearAxis(1.0)
     assert short_number(1500) == "1.5 k"
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
 
 
 def an_outcome(method: str, seed: int | None, costs: list[int]) -> Outcome:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+_DIGITS = (1, 2, 5)
+_MANY_DECADES = 1e3
 _ZERO_SHARE = 0.08  # of a logarithmic axis, for what cost nothing
 
 
@@ -22,7 +24,7 @@ class Axis(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LogAxis:
-    """Powers of ten; zero has a strip of its own at the left where it occurs."""
+    """Zero has a strip of its own at the left where it occurs."""
 
     low: float
     high: float
@@ -37,9 +39,14 @@ class LogAxis:
 
     def ticks(self) -> list[tuple[float, str]]:
         found = [(0.0, "0")] if self.has_zero else []
-        first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
-        for exponent in range(first, last + 1):
-            found.append((self.place(10.0**exponent), short_number(10.0**exponent)))
+        few = self.high > _MANY_DECADES * self.low
+        for exponent in range(
+            math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1
+        ):
+            for digit in (1,) if few else _DIGITS:
+                x = digit * 10.0**exponent
+                if self.low * (1 - 1e-9) <= x <= self.high * (1 + 1e-9):
+                    found.append((self.place(x), short_number(x)))
         return found
 
 
@@ -61,12 +68,19 @@ class LinearAxis:
 
 
 def log_axis(xs: Iterable[float]) -> LogAxis:
-    """Over all of ``xs`` (at least 0), to whole powers of ten."""
+    """Over all of ``xs`` (at least 0), to numbers that begin with 1, 2 or 5."""
     values = list(xs)
     positive = [x for x in values if x > 0]
-    low = 10.0 ** math.floor(math.log10(min(positive))) if positive else 1.0
-    high = 10.0 ** math.ceil(math.log10(max(positive))) if positive else 10.0
+    low = max(_round_numbers(min(positive, default=1.0), below=True))
+    high = min(_round_numbers(max(positive, default=10.0), below=False))
     return LogAxis(low, max(high, 10 * low), has_zero=len(positive) < len(values))
+
+
+def _round_numbers(x: float, *, below: bool) -> list[float]:
+    """Those near ``x`` that are not beyond it on the side asked for."""
+    exponent = math.floor(math.log10(x))
+    near = [digit * 10.0**e for e in range(exponent - 1, exponent + 2) for digit in _DIGITS]
+    return [number for number in near if (number <= x if below else number >= x)]
 
 
 def linear_axis(xs: Iterable[float]) -> LinearAxis:

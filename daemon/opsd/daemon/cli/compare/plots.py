@@ -68,7 +68,7 @@ def text(outcomes: Sequence[Outcome], *, width: int = 72, height: int = 16) -> s
     lines = []
     for index, cells in enumerate(grid):
         percent = 100 * (1 - index / (height - 1))
-        label = f"{percent:5.0f} %" if index % 5 == 0 else " " * 7
+        label = f"{percent:5.0f} %" if index % 3 == 0 else " " * 7
         lines.append(f"{label} │{''.join(cells)}".rstrip())
     lines.append(" " * 8 + "└" + "─" * width)
     lines.append(" " * 9 + _tick_line(axis, width))
