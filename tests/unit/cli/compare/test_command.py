@@ -101,6 +101,19 @@ def test_every_method_and_seed_is_a_run_on_the_data_of_the_first(
     assert "2/3 opsd, seed 3: run-1" in result.err
 
 
+def test_a_method_may_have_data_of_its_own(opsd: Any, daemon: Any, runs: Runs) -> None:
+    Path("control.toml").write_text('source = "wrong"\nseeds = [1, 2]\n')
+    opsd("compare", "opsd.toml", "control.toml", "--out", "c", "--source", "tutors")
+    assert [(r.source, r.same_data_as) for r in triggers(daemon)] == [
+        ("tutors", ""),
+        ("tutors", "run-0"),
+        ("wrong", ""),
+        ("wrong", "run-2"),
+    ]
+    checked = [r for name, r in daemon.fake.calls if name == "TriggerRun" and r.validate_only]
+    assert [request.source for request in checked] == ["tutors", "wrong"]
+
+
 def test_one_table_says_what_came_out(opsd: Any, runs: Runs) -> None:
     result = opsd("compare", "opsd.toml", "sft.json", "--out", "c")
     header, row, _ = result.out.splitlines()[:3]

@@ -101,6 +101,7 @@ def test_seeds_of_the_command_line_win(tmp_path: Path) -> None:
         ("seed = [1]", ":1: seed", "did you mean seeds?"),
         ("\n[objective]\nmethod = 'grpo'", ":2: objective", "stand under training"),
         ("training = 3", ":1: training", "not a table"),
+        ("source = 3", ":1: source", "not a text"),
         ("name = ''", ":1: name", "not a printable text"),
         ("name = 5", ":1: name", "not a printable text"),
         (f"name = '{'n' * 61}'", ":1: name", "61 characters"),

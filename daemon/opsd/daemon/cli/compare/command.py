@@ -34,13 +34,17 @@ def compare(
     context: typer.Context,
     spec: Annotated[
         list[Path] | None,
-        typer.Argument(help="One TOML or JSON file a method: name, seeds, and the table training."),
+        typer.Argument(
+            help="One TOML or JSON file a method: name, seeds, source, and the table training."
+        ),
     ] = None,
     seeds: Annotated[
         str, typer.Option(help="Of every method, in place of the files' own, e.g. 1,2,3.")
     ] = "",
     reason: Annotated[str, typer.Option(help="Why; it goes into every run's history.")] = "",
-    source: Annotated[str, typer.Option(help="Train on this source's pairs only.")] = "",
+    source: Annotated[
+        str, typer.Option(help="Train on this source's pairs only; a file may name its own.")
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Directory for the results; default: a new one here.")
     ] = None,
@@ -78,9 +82,9 @@ def compare(
     else:
         if not spec:
             raise _usage("nothing to compare", "name one file a method, or --resume DIRECTORY")
-        methods = read_methods(spec, parse_seeds(seeds))
+        methods = read_methods(spec, parse_seeds(seeds), source)
         ledger = ledgers.new_ledger(
-            source=source, reason=reason, target_accuracy=target_accuracy or _TARGET_ACCURACY
+            reason=reason, target_accuracy=target_accuracy or _TARGET_ACCURACY
         )
         every = _check_with_daemon(session, ledger, methods, export_every)
         _enter_runs(ledger, methods, every)
@@ -114,7 +118,7 @@ def _check_with_daemon(
     for method in methods:
         request = TriggerRunRequest(
             validate_only=True,
-            source=ledger.source,
+            source=method.source,
             actor=session.actor,
             reason=_reason(ledger, method.name),
         )
@@ -160,13 +164,14 @@ def _enter_runs(ledger: Ledger, methods: Sequence[Method], every: dict[str, int]
                 ledger,
                 method=method.name,
                 seed=seed,
+                source=method.source,
                 overrides=_plain(overrides),
                 overridden=sorted(overridden),
             )
 
 
 def _trigger_all(session: Session, directory: Path, ledger: Ledger) -> None:
-    """The first run fixes the data; all others train on the same."""
+    """The first run of a source fixes the data; all others of it train on the same."""
     for entry in ledger.runs:
         if not entry.run_id:
             entry.run_id = _trigger(session, ledger, entry)
@@ -182,9 +187,9 @@ def _trigger(session: Session, ledger: Ledger, entry: Entry) -> str:
     request = TriggerRunRequest(
         reason=_reason(ledger, ledger.label(entry)),
         actor=session.actor,
-        source=ledger.source,
+        source=entry.source,
         request_id=entry.request_id,
-        same_data_as=ledger.runs[0].run_id,
+        same_data_as=ledger.data_of(entry),
         measure_only=True,
     )
     _override(request, ParseDict(entry.overrides, RunSpec()), entry.overridden)

@@ -24,6 +24,7 @@ class Entry:
 
     method: str
     seed: int | None
+    source: str  # of the pairs; "": all
     request_id: str
     overrides: dict[str, Any]  # RunSpec, proto3 JSON
     overridden: list[str]
@@ -34,7 +35,6 @@ class Entry:
 class Ledger:
     id: str
     created_unix_s: float
-    source: str
     reason: str
     target_accuracy: float
     runs: list[Entry] = field(default_factory=list)
@@ -43,9 +43,14 @@ class Ledger:
         """As messages name a run."""
         return entry.method if entry.seed is None else f"{entry.method}, seed {entry.seed}"
 
+    def data_of(self, entry: Entry) -> str:
+        """The run whose data this one trains on: the first of its source; "" for that one."""
+        first = next(other for other in self.runs if other.source == entry.source)
+        return "" if first is entry else first.run_id
 
-def new_ledger(*, source: str, reason: str, target_accuracy: float) -> Ledger:
-    return Ledger(str(uuid.uuid4()), time.time(), source, reason, target_accuracy)
+
+def new_ledger(*, reason: str, target_accuracy: float) -> Ledger:
+    return Ledger(str(uuid.uuid4()), time.time(), reason, target_accuracy)
 
 
 def add_run(
@@ -53,11 +58,12 @@ def add_run(
     *,
     method: str,
     seed: int | None,
+    source: str,
     overrides: dict[str, Any],
     overridden: Sequence[str],
 ) -> None:
     request_id = f"compare-{ledger.id}-{len(ledger.runs)}"
-    ledger.runs.append(Entry(method, seed, request_id, overrides, list(overridden)))
+    ledger.runs.append(Entry(method, seed, source, request_id, overrides, list(overridden)))
 
 
 def create(directory: Path, ledger: Ledger) -> None:

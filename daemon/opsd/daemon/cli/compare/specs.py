@@ -15,7 +15,7 @@ from opsd.daemon.cli.overrides import read_table
 if TYPE_CHECKING:
     from opsd.v1.training_pb2 import RunSpec
 
-_KEYS = ("name", "seeds", "training")
+_KEYS = ("name", "seeds", "source", "training")
 _MAX_NAME_CHARS = 60
 _MAX_SEED = 2**63 - 1
 
@@ -26,13 +26,15 @@ class Method:
 
     name: str
     seeds: tuple[int | None, ...]  # None: the configured one
+    source: str  # of the pairs; "": all
     overrides: RunSpec
     overridden: tuple[str, ...]  # dotted names of what ``overrides`` sets
     document: Document
 
 
-def read_methods(paths: Sequence[Path], seeds: Sequence[int]) -> list[Method]:
-    """Every file, checked; ``seeds`` take the place of the files' own.
+def read_methods(paths: Sequence[Path], seeds: Sequence[int], source: str = "") -> list[Method]:
+    """Every file, checked; ``seeds`` take the place of the files' own, ``source`` is for files
+    without one.
 
     Raises CliError that holds everything that is wrong, each with file, line and key.
     """
@@ -47,7 +49,8 @@ def read_methods(paths: Sequence[Path], seeds: Sequence[int]) -> list[Method]:
         if not found:
             own = tuple(seeds) or tuple(document.data.get("seeds", ())) or (None,)
             name = document.data.get("name", path.stem)
-            methods.append(Method(name, own, overrides, tuple(overridden), document))
+            pairs = document.data.get("source", source)
+            methods.append(Method(name, own, pairs, overrides, tuple(overridden), document))
     places: dict[str, Path] = {}
     for method in methods:
         path = method.document.path
@@ -85,13 +88,15 @@ def _complaints(document: Document, seeds: Sequence[int]) -> Iterator[str]:
     data = document.data
     for key in data.keys() - set(_KEYS):
         close = difflib.get_close_matches(key, _KEYS, 1, 0.6)
-        guess = f"did you mean {close[0]}?" if close else "known: name, seeds, training"
+        guess = f"did you mean {close[0]}?" if close else f"known: {', '.join(_KEYS)};"
         yield f"{document.place(key)}: no such key; {guess} training keys stand under training"
     name = data.get("name", document.path.stem)
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         yield f"{document.place('name')}: {name!r} is not a printable text"
     elif len(name) > _MAX_NAME_CHARS:
         yield f"{document.place('name')}: has {len(name)} characters, at most {_MAX_NAME_CHARS}"
+    if not isinstance(data.get("source", ""), str):
+        yield f"{document.place('source')}: is not a text"
     if not isinstance(data.get("training", {}), dict):
         yield f"{document.place('training')}: is not a table; write [training]"
     if "seeds" in data and (what := _bad_seeds(data["seeds"])):
