@@ -46,7 +46,7 @@ def play(scenario: str, spec: dict, out: Path, events, num_steps: int) -> None: 
         if step == 2:
             misbehave(scenario, events)
         time.sleep(STEP_S)
-        metrics = {"loss": 1.0 / step, "generated_tokens": str(100 * step)}
+        metrics = {"loss": 1.0 / step, "generated_tokens": str(100 * step), "step_s": 8.0}
         metrics["loss_implementation"] = "native-avx2" if step > 1 else "torch"
         write(events, kind="step", step=step, num_steps=num_steps, metrics=metrics)
         every = spec["export_every_steps"]

@@ -23,7 +23,9 @@ EVERY_STEP = '{"export_every_steps": 1}'
 
 
 def an_event(kind: str, time_unix_s: float, **fields: Any) -> training_pb2.TrainingEvent:
+    step_s = fields.pop("step_s", 0.0)
     event = training_pb2.TrainingEvent(kind=kind, time_unix_s=time_unix_s, **fields)
+    event.metrics.step_s = step_s
     event.metrics.generated_tokens = 100 * event.step
     return event
 
@@ -33,7 +35,7 @@ def test_time_runs_while_a_trainer_does() -> None:
     history.take(
         [
             an_event("started", 100.0),
-            an_event("step", 105.0, step=1),
+            an_event("step", 105.0, step=1, step_s=3.5),
             an_event("export", 106.0, step=1, message="aa"),
             an_event("step", 109.0, step=2),
         ]
@@ -52,7 +54,7 @@ def test_time_runs_while_a_trainer_does() -> None:
         ("bb", Moment(1, 100, 13.0)),
         ("cc", Moment(2, 200, 17.0)),
     ]
-    assert history.train_s == 18.0
+    assert (history.began_s, history.train_s) == (1.5, 18.0)
 
 
 def test_no_events_tell_nothing(tmp_path: Path) -> None:
@@ -66,7 +68,7 @@ async def test_a_curve_has_its_ends_and_every_export(lab: Lab) -> None:
     assert found == [
         (1, 100, 10.0, 0.5, 4.5),
         (2, 200, 20.0, 0.5, 4.5),
-        (0, 0, 0.0, 0.25, 4.0),
+        (0, 0, 2.0, 0.25, 4.0),
         (3, 300, 30.0, 0.75, 5.0),
     ]
     assert {(point.suite, point.n) for point in run.curve} == {("medium", 2)}

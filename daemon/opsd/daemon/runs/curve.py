@@ -49,6 +49,7 @@ class History:
     """What ``events.jsonl`` tells of exports and time."""
 
     exports: dict[int, Export] = field(default_factory=dict)  # by step; the last event of a step
+    began_s: float = 0.0  # of the first step: the model is loaded, the teacher checked
     train_s: float = 0.0
     _last_unix_s: float = float("inf")
 
@@ -59,6 +60,8 @@ class History:
             if event.kind != "started":
                 self.train_s += max(0.0, event.time_unix_s - self._last_unix_s)
             self._last_unix_s = event.time_unix_s
+            if event.kind == "step" and event.step == 1:
+                self.began_s = max(0.0, self.train_s - event.metrics.step_s)
             if event.kind == "export":
                 moment = Moment(event.step, event.metrics.generated_tokens, self.train_s)
                 self.exports[event.step] = Export(moment, event.message)
@@ -139,7 +142,7 @@ class CurveStage:
         run_dir = Path(run.run_dir)
         result = await asyncio.to_thread(read_result, run.id, run_dir)
         history = await asyncio.to_thread(read_history, run_dir)
-        first = Moment(0, 0, 0.0)
+        first = Moment(0, 0, history.began_s)
         last = Moment(result.steps_done, result.generated_tokens, history.train_s)
         started_from = run.incumbent_at_start if spec.initial_adapter_path else BASE
         targets = [suite for suite in report.suites if suite.role is SuiteRole.TARGET]

@@ -40,7 +40,7 @@ class CurvePoint:
 
     step: int
     generated_tokens: int  # sampled for training up to then
-    train_s: float  # wall-clock seconds of training up to then
+    train_s: float  # wall-clock seconds from the trainer's start up to then
     suite: str
     n: int  # items that were judged
     accuracy: float  # [0, 1]
