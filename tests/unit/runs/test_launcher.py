@@ -197,14 +197,14 @@ def test_torchrun_is_asked_for_as_many_ranks_as_the_pool_has(request_for: Launch
 
 def test_the_pool_says_who_launches(request_for: LaunchRequest) -> None:
     assert isinstance(launcher_for(PoolConfig()), TorchrunLauncher)
-    given = {"ray_address": "10.0.0.1:6379", "ray_resource": "opsd", "ray_timeout_s": 7, "nice": 3}
+    given = {"ray_address": "10.0.0.1:6379", "ray_resource": "opsd", "ray_timeout_s": 7}
     launcher = launcher_for(PoolConfig.model_validate({"launcher": "ray", **given}))
     assert isinstance(launcher, RayLauncher)
     command = launcher.driver_command(request_for)
     assert command[:3] == [sys.executable, "-m", "opsd.trainer.launch.ray_driver"]
     assert command[3:] == [
         *("--address", "10.0.0.1:6379", "--cpus-per-rank", "1", "--resource", "opsd"),
-        *("--timeout-s", "7.0", "--nice", "3", str(request_for.run_dir / "run.json")),
+        *("--timeout-s", "7.0", str(request_for.run_dir / "run.json")),
     ]
     here = RayLauncher(PoolConfig(launcher="ray")).driver_command(request_for)
     assert here[here.index("--address") + 1] == "auto"

@@ -128,7 +128,11 @@ class PoolConfig(Section):
         default=60.0, description="A holder that does not renew its lease for so long loses it."
     )
     nice: int = Field(
-        default=10, ge=0, le=19, description="Niceness added to the trainer's: serving comes first."
+        default=10,
+        ge=0,
+        le=19,
+        description="Niceness added to the trainer's: serving comes first. "
+        "With Ray, its workers' own counts.",
     )
     launcher: Literal["torchrun", "ray"] = Field(
         default="torchrun",

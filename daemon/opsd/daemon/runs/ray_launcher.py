@@ -18,7 +18,7 @@ class RayLauncher(ProcessLauncher):
     """Each rank in a Ray Train worker; this machine belongs to the cluster."""
 
     def __init__(self, pool: PoolConfig) -> None:
-        # Of the driver itself: it only waits. The ranks are told theirs.
+        # The driver only waits; Ray has a niceness of its own for workers.
         super().__init__(command=self.driver_command, nice=0)
         self._pool = pool
 
@@ -30,7 +30,6 @@ class RayLauncher(ProcessLauncher):
             *("--cpus-per-rank", str(self._pool.ray_cpus_per_process)),
             *("--resource", self._pool.ray_resource),
             *("--timeout-s", str(self._pool.ray_timeout_s)),
-            *("--nice", str(self._pool.nice)),
             str(request.run_dir / SPEC_NAME),
         ]
 

@@ -81,6 +81,6 @@ def test_one_rank_that_fails_stops_all() -> None:
 
 
 def test_a_bundle_holds_what_one_rank_needs() -> None:
-    pool = Pool("auto", cpus_per_rank=4, resource="opsd", timeout_s=1.0, nice=0)
+    pool = Pool("auto", cpus_per_rank=4, resource="opsd", timeout_s=1.0)
     assert pool.bundle("cuda") == {"CPU": 4.0, "GPU": 1.0, "opsd": 1.0}
-    assert Pool("auto", 2, "", 1.0, 0).bundle("cpu") == {"CPU": 2.0}
+    assert Pool("auto", 2, "", 1.0).bundle("cpu") == {"CPU": 2.0}

@@ -8,6 +8,7 @@ or a rank was lost (`group.json` says which), 143 cancelled.
 import argparse
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from opsd.v1 import training_pb2
 
 _FOR_THE_RANKS = "OPSD_TRAINER_"
 _LOOK_AGAIN_S = 0.2
+_PROBE_S = 10.0
 # Beyond the ranks' own grace: Ray Train looks at its workers once a second.
 _END_S = 10.0
 # Read by Ray where it is imported.
@@ -52,14 +54,12 @@ class Pool:
         resource: a custom resource that marks the reserved machines, one of it for each rank;
             empty: any machine.
         timeout_s: how long the cluster may take to have the devices.
-        nice: added to the ranks' niceness.
     """
 
     address: str
     cpus_per_rank: int
     resource: str
     timeout_s: float
-    nice: int
 
     def bundle(self, device: str) -> dict[str, float]:
         """What each rank reserves."""
@@ -122,12 +122,13 @@ class Driver:
                 f"pool.launcher is ray, but {error}: install opsd[ray] on every machine"
             ) from error
         try:
+            _probe(self._pool.address)
             ray.init(
                 address=self._pool.address,
                 namespace=ray_group.NAMESPACE,
                 logging_level="warning",
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             where = "" if self._pool.address == "auto" else f" at {self._pool.address}"
             raise ClusterError(
                 f"this machine is in no Ray cluster{where} ({error}): run `ray start` on it, or "
@@ -249,7 +250,7 @@ def _fit(spec: training_pb2.RunSpec, run_json: Path, pool: Pool) -> None:
     environment = {k: v for k, v in os.environ.items() if k.startswith(_FOR_THE_RANKS)}
     if spec.threads_per_process:
         environment["OMP_NUM_THREADS"] = str(spec.threads_per_process)
-    job = ray_group.RankJob(spec.run_id, str(run_json), spec.device, pool.nice, environment)
+    job = ray_group.RankJob(spec.run_id, str(run_json), spec.device, environment)
     trainer = ray_group.RankTrainer(
         ray_group.run_rank,
         train_loop_config={"job": job},
@@ -269,6 +270,13 @@ def _fit(spec: training_pb2.RunSpec, run_json: Path, pool: Pool) -> None:
         ),
     )
     trainer.fit()
+
+
+def _probe(address: str) -> None:
+    """Raises OSError or ValueError where nobody listens; Ray would try for minutes."""
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
 
 
 def _num_bundles(bundle: dict[str, float]) -> int:
@@ -304,7 +312,6 @@ def main(arguments: list[str]) -> int:
         cpus_per_rank=options.cpus_per_rank,
         resource=options.resource,
         timeout_s=options.timeout_s,
-        nice=options.nice,
     )
     driver = Driver(spec, run_json, pool)
     driver.heed_signals()
@@ -325,7 +332,6 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--cpus-per-rank", type=int, default=1)
     parser.add_argument("--resource", default="")
     parser.add_argument("--timeout-s", type=float, default=120.0)
-    parser.add_argument("--nice", type=int, default=0)
     return parser.parse_args(arguments)
 
 

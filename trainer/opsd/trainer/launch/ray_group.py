@@ -20,6 +20,7 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -78,7 +79,6 @@ class RankJob:
     run_id: str
     run_json: str
     device: str  # "cpu" or "cuda"
-    nice: int
     environment: dict[str, str] = field(default_factory=dict)  # over the worker's own
 
 
@@ -104,7 +104,7 @@ def run_rank(config: dict[str, Any]) -> None:
     child = subprocess.Popen(
         [
             *(sys.executable, "-m", "opsd.trainer.launch.ray_rank"),
-            *(str(os.getpid()), str(job.nice), job.run_json),
+            *(str(os.getpid()), job.run_json),
         ],
         cwd=Path(job.run_json).parent,
         env=environment,
@@ -136,12 +136,14 @@ def _wait(child: subprocess.Popen[bytes], group: Any) -> None:
 
 
 class RankTrainer(DataParallelTrainer):  # type: ignore[misc]  # Ray's types are not followed
-    """Ray Train without its watchman over the placement group: a detached process that would
-    outlive a killed driver, for what Ray does anyway when the driver's connection closes."""
+    """Ray Train without two processes of its own: the manager of data sets, of which there are
+    none, and the watchman over the placement group, which would outlive a killed driver to do what
+    Ray does anyway when the driver's connection closes."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+        unneeded = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [one for one in callbacks if not isinstance(one, unneeded)]
 
 
 class RankBackend(Backend):  # type: ignore[misc]  # as above

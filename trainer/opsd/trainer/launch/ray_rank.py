@@ -1,4 +1,4 @@
-"""`python -m opsd.trainer.launch.ray_rank PARENT_PID NICE RUN_DIR/run.json`: one rank of a group.
+"""`python -m opsd.trainer.launch.ray_rank PARENT_PID RUN_DIR/run.json`: one rank of a group.
 
 Started by a Ray worker; ends with it, however that one ends: two groups never write into one run.
 """
@@ -23,8 +23,7 @@ def _end_with(parent_pid: int) -> None:
 
 if __name__ == "__main__":
     _end_with(int(sys.argv[1]))
-    os.nice(int(sys.argv[2]))
-    status = main(sys.argv[3:])
+    status = main(sys.argv[2:])
     sys.stdout.flush()
     sys.stderr.flush()
     # As in opsd.trainer.__main__: a lost peer can block the interpreter's teardown for ever.
