@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -82,12 +83,22 @@ def cluster() -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         # All at once: asked to stop, it would take half a minute over it.
-        children = Path(f"/proc/{head.pid}/task/{head.pid}/children").read_text().split()
-        for pid in (head.pid, *map(int, children)):
-            os.kill(pid, signal.SIGKILL)
+        for pid in family(head.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         head.wait()
         head.stdout.close()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def family(pid: int) -> list[int]:
+    """The process and all that descend from it, none of which has lost its parent."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(one) for t in threads for one in (t / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [pid, *(one for child in children for one in family(child))]
 
 
 class Group:
