@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
+
 from opsd.daemon.support.yielding import YieldController, YieldPolicy
 
 POLICY = YieldPolicy(max_samples=64)
@@ -133,27 +135,34 @@ def test_the_pause_between_two_requests_of_a_user_is_no_idleness() -> None:
     for _ in range(8):
         world.review()
         world.now_s += 0.1
-    assert world.review() > 16
+    assert world.review() == POLICY.pause_samples
+    world.now_s += POLICY.alone_s
+    for _ in range(8):
+        world.review()
+        world.now_s += 0.1
+    assert world.review() == 64
 
 
-def test_first_tokens_that_come_late_bring_the_idle_number_down() -> None:
+@pytest.mark.parametrize(("pause_s", "late_from"), [(2.0, 4), (15.0, 16)])
+def test_first_tokens_that_come_late_bring_the_idle_number_down(
+    pause_s: float, late_from: int
+) -> None:
     """Users come one at a time, each after a pause in which samples ran, or not."""
     world = World(cost=0.0, users=0)
     for _ in range(400):
-        for _ in range(20):
+        for _ in range(int(10 * pause_s)):
             world.review()
             world.now_s += 0.1
-        late = world.running > 16
+        late = world.running > late_from
         tag = world.arrive()
         world.review()
         world.now_s += 0.05
         world.controller.first_token(world.now_s, tag, 0.05 * (1.5 if late else 1.0))
         world.leave()
-    world.now_s += 1.0
-    for _ in range(12):
+    for _ in range(int(10 * pause_s)):
         world.review()
         world.now_s += 0.1
-    assert world.running <= 16
+    assert world.running <= late_from
 
 
 def test_what_began_before_samples_did_is_not_counted() -> None:

@@ -14,6 +14,8 @@ from opsd.daemon.support import metrics
 from opsd.daemon.support.yielding import YieldController
 
 _TICK_S = 0.02
+# A step that takes in many prompts at once is long, and cannot be stopped for a user who arrives.
+_ENTRIES_PER_TICK = 2
 
 
 class Permit:
@@ -60,6 +62,8 @@ class Admission:
         self._waiting: list[_Waiter] = []
         self._inside: dict[int, Permit] = {}  # by turn
         self._ticker: asyncio.Task[None] | None = None
+        self._entries = 0  # within the tick that began at
+        self._entries_since_s = float("-inf")
 
     def next_turn(self) -> int:
         """A place in the queue, for one sample, however often it is interrupted."""
@@ -97,13 +101,14 @@ class Admission:
 
     def review(self) -> None:
         """Takes out what is too much, the last comer first; lets in what there is room for."""
-        allowed = self._controller.allowed(self._clock())
+        now_s = self._clock()
+        allowed = self._controller.allowed(now_s)
         metrics.ALLOWED.set(allowed)
         staying = sorted(turn for turn, permit in self._inside.items() if not permit.revoked)
         for turn in reversed(staying[allowed:]):
             self._inside[turn].revoke()
         # One that was told to leave is in the engine until it has left.
-        while self._waiting and len(self._inside) < allowed:
+        while self._waiting and len(self._inside) < allowed and self._may_enter(now_s):
             waiter = heapq.heappop(self._waiting)
             permit = Permit(waiter.turn)
             self._inside[waiter.turn] = permit
@@ -126,6 +131,12 @@ class Admission:
 
     def left(self, users: int) -> None:
         self._controller.left(self._clock(), users)
+
+    def _may_enter(self, now_s: float) -> bool:
+        if now_s - self._entries_since_s >= _TICK_S:
+            self._entries, self._entries_since_s = 0, now_s
+        self._entries += 1
+        return self._entries <= _ENTRIES_PER_TICK
 
     def _leave(self, permit: Permit) -> None:
         del self._inside[permit.turn]

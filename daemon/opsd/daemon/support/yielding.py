@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from statistics import median
 
 _MAX_KEPT = 512
+_PAUSE = 0  # levels of users: between two requests, nobody for long, and their number otherwise
+_ALONE = -1
 _SLOW_START_FACTOR = 2
 
 
 @dataclass(frozen=True, slots=True)
 class YieldPolicy:
-    """``max_samples``: with no user about. The promise is 10 % at the median and 25 % at the 99th
+    """``max_samples``: when nobody is about. The promise is 10 % at the median and 25 % at the 99th
     percentile; the controller aims lower, for what it sees comes late and in small numbers.
     """
 
@@ -31,12 +33,14 @@ class YieldPolicy:
     quiet_window: int = 128  # observations without samples that are enough to compare with
     min_first_tokens: int = 8  # fewer times to first token decide nothing
     settle_s: float = 0.02  # after samples began or ended, what is in the engine's queue counts not
-    idle_s: float = 0.25  # without users, before more samples than beside users are let in
+    idle_s: float = 0.25  # without users, before more samples than beside users are let in,
+    alone_s: float = 10.0  # and before nobody is about
+    pause_samples: int = 8  # at first, between the two
     ramp_s: float = 0.1  # without users the number may double so often
     measure_s: float = 2.0  # at most, without samples, to learn what users see then
     run_s: float = 20.0  # with samples, before it is learnt anew
     stale_s: float = 120.0  # older observations no longer count,
-    stale_firsts_s: float = 600.0  # nor older times to first token, which are rarer
+    stale_firsts_s: float = 1800.0  # nor older times to first token, which are rarer
     first_backoff_s: float = 1.0  # doubles with every attempt that users noticed
     longest_backoff_s: float = 60.0
 
@@ -52,7 +56,7 @@ class ArrivalTag:
 
 @dataclass(slots=True)
 class _Level:
-    """What is known about one number of users (0, 1, 2-3, 4-7, …)."""
+    """What is known about one number of users (none, 1, 2-3, 4-7, …)."""
 
     limit: int
     intervals_without: deque[tuple[float, float]] = field(
@@ -84,7 +88,10 @@ class YieldController:
     def __init__(self, policy: YieldPolicy) -> None:
         self._policy = policy
         self._levels: defaultdict[int, _Level] = defaultdict(lambda: _Level(limit=1))
-        self._levels[0] = _Level(limit=policy.max_samples)
+        self._levels[_PAUSE] = _Level(limit=min(policy.pause_samples, policy.max_samples))
+        self._levels[_ALONE] = _Level(
+            limit=policy.max_samples, firsts_without=self._levels[_PAUSE].firsts_without
+        )
         self._users = 0
         self._running = 0
         self._switched_s = float("-inf")  # when samples last began or ended
@@ -96,7 +103,7 @@ class YieldController:
     # What happens
 
     def arrived(self, now_s: float, users: int) -> ArrivalTag:
-        level = _level_of(users - 1)
+        level = _level_of(users - 1) or self._idle_level(now_s)
         self._users = users
         return ArrivalTag(level, self._running == 0, self._settled(now_s))
 
@@ -153,7 +160,10 @@ class YieldController:
         if now_s - self._ramped_s >= policy.ramp_s:
             self._ramp = min(policy.max_samples, max(1, self._ramp) * 2)
             self._ramped_s = now_s
-        return min(self._ramp, self._phase(self._levels[0], now_s))
+        return min(self._ramp, self._phase(self._levels[self._idle_level(now_s)], now_s))
+
+    def _idle_level(self, now_s: float) -> int:
+        return _ALONE if now_s - self._idle_since_s >= self._policy.alone_s else _PAUSE
 
     def _phase(self, level: _Level, now_s: float) -> int:
         """The level's limit, or 0 while it is blocked or learns what users see without samples."""
@@ -167,8 +177,8 @@ class YieldController:
             level.measuring_until_s, level.running_since_s = None, now_s
             level.slow_s = self._slow_s(level, now_s)
         if level.running_since_s is None:
-            # Level 0 sees no tokens, and arrivals only: it learns when its turn comes.
-            if level is self._levels[0]:
+            # Without users there are arrivals only: it learns when its turn comes.
+            if self._is_idle_level(level):
                 level.running_since_s = now_s
                 return level.limit
             return self._measure(level, now_s)
@@ -177,6 +187,9 @@ class YieldController:
         if over and seen and self._running:
             return self._measure(level, now_s)
         return level.limit
+
+    def _is_idle_level(self, level: _Level) -> bool:
+        return level is self._levels[_PAUSE] or level is self._levels[_ALONE]
 
     def _measure(self, level: _Level, now_s: float) -> int:
         level.measuring_until_s = now_s + self._policy.measure_s
@@ -194,7 +207,7 @@ class YieldController:
         if rise is None:
             level.forget_with()
             return
-        judged = len(level.slow_with) >= policy.tail_window or level is self._levels[0]
+        judged = len(level.slow_with) >= policy.tail_window or self._is_idle_level(level)
         slow = judged and sum(level.slow_with) > policy.tail_share * len(level.slow_with)
         if rise > policy.median_rise or slow:
             self._retreat(level, now_s)
@@ -255,4 +268,4 @@ def _fresh(seen: deque[tuple[float, float]], since_s: float) -> list[float]:
 
 def _level_of(users: int) -> int:
     """Numbers of users within a factor of two are one level."""
-    return users.bit_length()
+    return users.bit_length()  # _PAUSE for none
