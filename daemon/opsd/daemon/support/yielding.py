@@ -30,15 +30,20 @@ class YieldPolicy:
     tail_share: float = 0.02  # of slow ones among those with samples
     tail_window: int = 128  # observations before the tail says anything, and before more is tried
     window: int = 32  # observations between decisions
-    quiet_window: int = 128  # observations without samples that are enough to compare with
+    quiet_window: int = 64  # observations without samples that are enough to compare with
     min_first_tokens: int = 8  # fewer times to first token decide nothing
     settle_s: float = 0.02  # after samples began or ended, what is in the engine's queue counts not
     idle_s: float = 0.25  # without users, before more samples than beside users are let in,
     alone_s: float = 10.0  # and before nobody is about
     pause_samples: int = 8  # at first, between the two
     ramp_s: float = 0.1  # without users the number may double so often
+    # One in so many pauses stays without samples, to learn how late first tokens come then; fewer,
+    # once so many are known. Not for longer than this: somebody has to come.
+    quiet_pauses: tuple[int, int] = (4, 16)
+    known_firsts: int = 32
+    quiet_pause_s: float = 60.0
     measure_s: float = 2.0  # at most, without samples, to learn what users see then
-    run_s: float = 20.0  # with samples, before it is learnt anew
+    run_s: float = 5.0  # with samples, before it is learnt anew
     stale_s: float = 120.0  # older observations no longer count,
     stale_firsts_s: float = 1800.0  # nor older times to first token, which are rarer
     first_backoff_s: float = 1.0  # doubles with every attempt that users noticed
@@ -96,6 +101,9 @@ class YieldController:
         self._running = 0
         self._switched_s = float("-inf")  # when samples last began or ended
         self._idle_since_s = float("-inf")
+        self._pauses = 0
+        self._pause_is_quiet = False
+        self._pause_is_counted = True
         self._ramp = 1
         self._ramped_s = float("-inf")
         self._last_beside_users = 1
@@ -111,6 +119,7 @@ class YieldController:
         self._users = users
         if users == 0:
             self._idle_since_s = now_s
+            self._pause_is_counted = False
 
     def running(self, now_s: float, num_samples: int) -> None:
         """So many samples are in the engine from now on."""
@@ -154,19 +163,36 @@ class YieldController:
             self._last_beside_users = self._phase(level, now_s)
             self._ramp = max(1, self._last_beside_users)
             return self._last_beside_users
-        if now_s - self._idle_since_s < policy.idle_s:
+        idle_s = now_s - self._idle_since_s
+        if idle_s < policy.idle_s:
             # Between two of one user's requests nobody is about either.
             return self._last_beside_users
+        self._count_pause(now_s)
+        level = self._levels[self._idle_level(now_s)]
+        quiet = self._pause_is_quiet and idle_s < policy.quiet_pause_s
+        if quiet or now_s < level.blocked_until_s:
+            return 0
         if now_s - self._ramped_s >= policy.ramp_s:
             self._ramp = min(policy.max_samples, max(1, self._ramp) * 2)
             self._ramped_s = now_s
-        return min(self._ramp, self._phase(self._levels[self._idle_level(now_s)], now_s))
+        return min(self._ramp, level.limit)
+
+    def _count_pause(self, now_s: float) -> None:
+        if self._pause_is_counted:
+            return
+        known = len(self._firsts(self._levels[_PAUSE], now_s))
+        every = self._policy.quiet_pauses[known >= self._policy.known_firsts]
+        self._pauses += 1
+        self._pause_is_quiet = self._pauses % every == 0
+        self._pause_is_counted = True
 
     def _idle_level(self, now_s: float) -> int:
         return _ALONE if now_s - self._idle_since_s >= self._policy.alone_s else _PAUSE
 
     def _phase(self, level: _Level, now_s: float) -> int:
-        """The level's limit, or 0 while it is blocked or learns what users see without samples."""
+        """The limit beside users, or 0 while it is blocked or learns what they see without
+        samples.
+        """
         policy = self._policy
         if now_s < level.blocked_until_s:
             return 0
@@ -177,14 +203,8 @@ class YieldController:
             level.measuring_until_s, level.running_since_s = None, now_s
             level.slow_s = self._slow_s(level, now_s)
         if level.running_since_s is None:
-            # Without users there are arrivals only: it learns when its turn comes.
-            if self._is_idle_level(level):
-                level.running_since_s = now_s
-                return level.limit
             return self._measure(level, now_s)
-        over = now_s - level.running_since_s > policy.run_s
-        seen = bool(level.intervals_with or level.firsts_with)
-        if over and seen and self._running:
+        if self._running and now_s - level.running_since_s > policy.run_s:
             return self._measure(level, now_s)
         return level.limit
 
