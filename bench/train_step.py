@@ -21,6 +21,7 @@ transformers' cache on both sides, and trains on those.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -110,6 +111,7 @@ def opsd_step(
 ) -> tuple[Callable[[], None], Callable[[], Any]]:
     """The step and, after it, its loss (mean over tokens, nats)."""
     import torch
+    from google.protobuf import json_format
 
     from opsd.trainer.distributed import Ranks
     from opsd.trainer.methods import Answer
@@ -123,27 +125,26 @@ def opsd_step(
     shard = folder / f"shard-{os.getpid()}.jsonl"
     line = json.dumps({"id": "1", "prompt": "a", "solution": "a"}) + "\n"
     shard.write_text(line)
-    import hashlib
-
-    spec = training_pb2.RunSpec(
-        model={"path": str(model_path(folder, options)), "dtype": options["dtype"]},
-        shard={
+    document = {
+        "model": {"path": str(model_path(folder, options)), "dtype": options["dtype"]},
+        "shard": {
             "path": str(shard),
             "sha256": hashlib.sha256(line.encode()).hexdigest(),
             "num_pairs": 1,
         },
-        rollout={"max_new_tokens": options["sampled"] or 1},
-        lora=LORA | {"target_modules": PROJECTIONS},
-        optim={
+        "rollout": {"max_new_tokens": options["sampled"] or 1},
+        "lora": LORA | {"target_modules": PROJECTIONS},
+        "optim": {
             "num_steps": 100,
             "problems_per_step": SEQUENCES,
             "micro_batch_size": SEQUENCES,
             "learning_rate": 5e-6,
             "max_grad_norm": 0.1,
         },
-        parallel={"gradient_checkpointing": options["checkpointing"]},
-        initial_adapter_path=str(folder / "adapter"),
-    )
+        "parallel": {"gradient_checkpointing": options["checkpointing"]},
+        "initial_adapter_path": str(folder / "adapter"),
+    }
+    spec = json_format.ParseDict(document, training_pb2.RunSpec())
     fill_defaults(spec)
     base = load_base(spec.model, torch.device("cpu"))
 
@@ -209,7 +210,7 @@ def trl_step(folder: Path, options: dict[str, Any]) -> tuple[Callable[[], None],
     teacher.eval().requires_grad_(False)
     student = PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True)
 
-    class GivenResponses(DistillationTrainer):
+    class GivenResponses(DistillationTrainer):  # type: ignore[misc]
         def _tokenize_prompts(self, prompts: list[Any]) -> Any:
             return [list(prompt) for prompt, _ in given], None, {}
 
@@ -221,7 +222,7 @@ def trl_step(folder: Path, options: dict[str, Any]) -> tuple[Callable[[], None],
     seconds: list[tuple[float, float]] = []
     losses: list[float] = []
 
-    class Watch(TrainerCallback):
+    class Watch(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
             self.began = time.perf_counter(), time.process_time()
 

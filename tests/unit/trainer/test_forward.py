@@ -143,8 +143,8 @@ def test_flash_attention_is_asked_for_the_same(
         assert enable_gqa
         assert window_size[1] == 0, "causal"
         before = None if window_size[0] < 0 else window_size[0] + 1
-        rows = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
-        return by_hand(*rows, [5, 4, 2], before, scale)[0]
+        query, key, value = (t.transpose(0, 1).unsqueeze(0) for t in (query, key, value))
+        return by_hand(query, key, value, [5, 4, 2], before, scale)[0]
 
     monkeypatch.setattr(varlen, "varlen_attn", stand_in)
     query, key, value = random_rows()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.unit.trainer.conftest import PAIRS
 from tests.unit.trainer.ranks import on_ranks, run_on_ranks
 
 from opsd.trainer.errors import ModelError
@@ -22,8 +23,7 @@ from opsd.v1 import training_pb2
 MakeRun = Callable[..., Path]
 Train = Callable[[Path], Any]
 FSDP = {"sharding": "SHARDING_FSDP"}
-# 3 sequences a step leave one of two ranks, and one of four, with less than the others.
-OPTIM = {"num_steps": 3, "problems_per_step": 3, "micro_batch_size": 1, "learning_rate": 0.01}
+OPTIM = {"num_steps": 3, "problems_per_step": 4, "micro_batch_size": 1, "learning_rate": 0.01}
 
 
 @pytest.fixture
@@ -50,51 +50,58 @@ def untied_model(micro_model: Path, tmp_path: Path) -> Path:
 def test_any_number_of_ranks_gives_the_same_adapter(
     make_run: MakeRun, train: Train, untied_model: Path, world_size: int
 ) -> None:
-    clip = {"clip_mode": "CLIP_MODE_CLAMP", "clip_value": 0.05}
-    optim = OPTIM | {"problems_per_step": 4}
-    alone = {
-        "tied": train(make_run("tied", optim=optim, objective=clip)),
-        "untied": train(
-            make_run("untied", optim=optim, objective=clip, model={"path": str(untied_model)})
-        ),
+    settings: dict[str, Any] = {
+        "optim": OPTIM,
+        "objective": {"clip_mode": "CLIP_MODE_CLAMP", "clip_value": 0.05},
     }
+    untied = settings | {"model": {"path": str(untied_model)}}
+    recomputed = FSDP | {"gradient_checkpointing": True}
+    tied_alone = train(make_run("tied", **settings))
+    untied_alone = train(make_run("untied", **untied))
+    settings["num_processes"] = untied["num_processes"] = world_size
     together = {
-        (kind, name): make_run(
-            f"{kind}-{name}",
-            num_processes=world_size,
-            optim=optim,
-            objective=clip,
-            **({"parallel": parallel} if parallel else {}),
-            **({"model": {"path": str(untied_model)}} if kind == "untied" else {}),
-        )
-        for kind, name, parallel in (
-            ("tied", "replicated", None),
-            ("tied", "sharded", FSDP),
-            ("untied", "recomputed", FSDP | {"gradient_checkpointing": True}),
-        )
+        make_run("replicated", **settings): tied_alone,
+        make_run("sharded", parallel=FSDP, **settings): tied_alone,
+        make_run("recomputed", parallel=recomputed, **untied): untied_alone,
     }
-    run_on_ranks(world_size, list(together.values()))
-    for (kind, name), run_json in together.items():
-        result = json.loads((run_json.parent / "result.json").read_text())
-        assert result["outcome"] == "RUN_OUTCOME_SUCCEEDED", (name, result.get("error"))
-        want, found = weights(alone[kind].run_dir), weights(run_json.parent)
-        assert want.keys() == found.keys()
-        for key, tensor in want.items():
-            torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-6, msg=f"{name}{key}")
-        last = alone[kind].result.last
-        assert result["last"]["loss"] == pytest.approx(last.loss, rel=1e-4)
-        assert result["last"]["grad_norm"] == pytest.approx(last.grad_norm, rel=1e-4)
+    run_on_ranks(world_size, list(together))
+    for run_json, alone in together.items():
+        assert_same(run_json.parent, alone)
+
+
+def test_every_loss_can_be_sharded(make_run: MakeRun, train: Train) -> None:
+    losses: dict[str, dict[str, Any]] = {
+        "sft": {"method": "METHOD_SFT"},
+        "anchored": {"anchor_weight": 0.5, "teacher": "TEACHER_EMA", "ema_decay": 0.5},
+        "top-k": {"top_k": 5, "divergence": "DIVERGENCE_JSD", "jsd_beta": 0.3},
+        "sampled": {"divergence": "DIVERGENCE_POLICY_GRADIENT"},
+    }
+    recomputed = FSDP | {"gradient_checkpointing": True}
+    together = {
+        make_run(
+            f"{name}-sharded", optim=OPTIM, objective=loss, num_processes=2, parallel=recomputed
+        ): train(make_run(name, optim=OPTIM, objective=loss))
+        for name, loss in losses.items()
+    }
+    run_on_ranks(2, list(together))
+    for run_json, alone in together.items():
+        assert_same(run_json.parent, alone)
 
 
 def test_sharded_ranks_with_unequal_work_make_as_many_passes(
     make_run: MakeRun, train: Train
 ) -> None:
-    alone = train(make_run("alone", optim=OPTIM))
-    shared = make_run("shared", optim=OPTIM, num_processes=2, parallel=FSDP)
+    """One of four solutions is too long for the context, so that one rank has less to do."""
+    settings: dict[str, Any] = {
+        "pairs": [*PAIRS[:3], PAIRS[3] | {"solution": "1" * 200}],
+        "optim": OPTIM,
+        "objective": {"method": "METHOD_SFT"},
+    }
+    alone = train(make_run("alone", **settings))
+    assert alone.result.last.trained_fraction == 0.75
+    shared = make_run("shared", num_processes=2, parallel=FSDP, **settings)
     run_on_ranks(2, [shared])
-    want, found = weights(alone.run_dir), weights(shared.parent)
-    for key, tensor in want.items():
-        torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-6)
+    assert_same(shared.parent, alone)
 
 
 def test_fsdp_in_one_process_is_the_whole_model(make_run: MakeRun, train: Train) -> None:
@@ -193,6 +200,18 @@ def refuse(run_json: str) -> None:
     with pytest.raises(ModelError, match=r"gate_proj.weight is \[32, 16\], config.json says \[40"):
         load_base(load_spec(Path(run_json)).model, ranks.device, training_pb2.SHARDING_FSDP)
     ranks.close()
+
+
+def assert_same(run_dir: Path, alone: Any) -> None:
+    """The run succeeded with the adapter and the metrics of the one that had no company."""
+    result = json.loads((run_dir / "result.json").read_text())
+    assert result["outcome"] == "RUN_OUTCOME_SUCCEEDED", (run_dir.name, result.get("error"))
+    want, found = weights(alone.run_dir), weights(run_dir)
+    assert want.keys() == found.keys()
+    for key, tensor in want.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-6)
+    for name in ("loss", "grad_norm", "student_entropy"):
+        assert result["last"][name] == pytest.approx(getattr(alone.result.last, name), rel=1e-4)
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
