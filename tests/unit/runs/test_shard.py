@@ -88,3 +88,15 @@ async def test_too_few_pairs_are_said_so(lab: Lab, tmp_path: Path) -> None:
 async def test_the_newest_pairs_go_in(lab: Lab, tmp_path: Path) -> None:
     shot = snapshot(lab, tmp_path, max_pairs=4)
     assert [pair_id[-2:] for pair_id in shot.pair_ids] == ["36", "37", "38", "39"]
+
+
+async def test_of_a_problem_with_several_solutions_the_newest_goes_in(
+    lab: Lab, tmp_path: Path
+) -> None:
+    older, newer = lab.store.pairs[:2]
+    again = replace(newer, input=replace(newer.input, prompt=older.input.prompt))
+    lab.store.pairs = [older, again, *lab.store.pairs[2:6]]
+    shot = snapshot(lab, tmp_path)
+    assert again.input.id in shot.pair_ids
+    assert older.input.id not in shot.pair_ids
+    assert shot.ref.num_pairs == 5

@@ -40,7 +40,7 @@ def take_snapshot(
 ) -> Snapshot:
     """Freezes the run's training data: writes the shard once and records its pairs in the store.
 
-    Called again for a run whose shard is on disk, it takes that one, so that a restarted daemon
+    Of several pairs with one prompt the newest goes in. Called again for a run whose shard is on disk, it takes that one, so that a restarted daemon
     goes on with the same data. Raises TrainerFailure when too few pairs are left, or when a suite
     has come to hold a problem of a shard that was already written.
     """
@@ -53,6 +53,7 @@ def take_snapshot(
         pairs = store.trainable_pairs(source=run.source, limit=max_pairs)
         kept = _without_held_out(pairs, held_out)
         num_held_out = len(pairs) - len(kept)
+        kept = _newest_of_each_problem(kept)
         if len(kept) < min_pairs:
             raise TrainerFailure(too_few_pairs(len(kept), min_pairs, run.source, num_held_out))
         counts = store.solve_counts([pair.input.id for pair in kept])
@@ -138,6 +139,12 @@ def _without_held_out(pairs: Sequence[Pair], held_out: HeldOut) -> list[Pair]:
     keys = [prompt_key(pair.input.prompt) for pair in pairs]
     refused = held_out.held_out_keys(keys)
     return [pair for pair, key in zip(pairs, keys, strict=True) if key not in refused]
+
+
+def _newest_of_each_problem(pairs: Sequence[Pair]) -> list[Pair]:
+    """A problem with several solutions is drawn no more often than the others."""
+    newest = {pair.input.prompt: pair for pair in pairs}  # oldest first, so the last one stays
+    return list(newest.values())
 
 
 def _refuse_held_out(records: Sequence[dict[str, Any]], held_out: HeldOut, path: Path) -> None:
