@@ -45,7 +45,10 @@ async def test_only_its_owner_may_open_it_and_it_goes_with_the_daemon(short: Pat
     await server.stop()
 
 
-async def test_the_socket_of_a_killed_daemon_is_replaced(short: Path) -> None:
+async def test_the_socket_of_a_killed_daemon_is_replaced(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opsd.daemon.support.server._HANDOVER_S", 0.0)
     path = socket_path(short)
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))

@@ -184,6 +184,7 @@ async def test_the_one_that_came_last_leaves_first(support) -> None:
     await until(lambda: support.engine.running == 4)
     support.limit.limit = 2
     await until(lambda: support.engine.running == 2)
+    assert sorted(support.admission._inside) == [0, 1]
     support.limit.limit = 0
     await until(lambda: support.engine.running == 0)
     support.limit.limit = 2
@@ -254,6 +255,7 @@ async def test_a_link_out_of_the_runs_directory_is_refused(support, tmp_path) ->
 
 
 async def test_an_older_version_goes_when_nothing_uses_it(support) -> None:
+    support.slots.slots = 3
     one = await support.load(1)
     support.engine.gate.clear()
     sampling = asyncio.create_task(support.sample(one))

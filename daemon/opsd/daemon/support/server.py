@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ SOCKET_NAME = "support.sock"
 MAX_MESSAGE_BYTES = 64 << 20
 # sockaddr_un holds 108 bytes, the last of them NUL.
 _MAX_PATH_BYTES = 100
+# A killed daemon's engine, forked from it, holds its sockets for a moment longer.
+_HANDOVER_S = 3.0
 
 
 def socket_path(state_dir: Path) -> Path:
@@ -76,7 +79,6 @@ class SupportServer:
             raise ConfigError(f"state_dir: cannot listen on {self.path}: {error}") from error
         finally:
             os.umask(before)
-        self.path.chmod(0o600)
         self._service.start()
         await server.start()
         self._server = server
@@ -113,13 +115,21 @@ def _remove_stale(path: Path) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise ConfigError(f"state_dir: {path} is not a socket: move it away")
+    give_up = time.monotonic() + _HANDOVER_S
+    while _answers(path):
+        if time.monotonic() > give_up:
+            raise ConfigError(f"state_dir: another daemon answers on {path}: stop it first")
+        time.sleep(0.05)
+    path.unlink(missing_ok=True)
+
+
+def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         try:
             probe.connect(os.fspath(path))
         except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
+            return False
         except OSError as error:
             raise ConfigError(f"state_dir: {path} cannot be used: {error}") from error
-    raise ConfigError(f"state_dir: another daemon answers on {path}: stop it first")
+    return True
