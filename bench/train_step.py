@@ -11,8 +11,8 @@ vocabulary, AdamW. The responses are given, the same to both, so that the step i
 Each measurement is a process of its own, so that peak memory is its own; sides take turns
 (ABCABC…). Seconds are the median step of a process; a ratio is that of two neighbours in time, its
 median and spread over the rounds. Peak memory is what is there at most above what there was before
-the model was loaded. `--sampled N` lets both sides also sample N tokens for each prompt within the step, with
-transformers' cache on both sides, and trains on those.
+the model was loaded. `--sampled N` lets both sides also sample N tokens for each prompt within the
+step, with transformers' cache on both sides, and trains on those.
 
     pip install --no-deps -r bench/loss-peers.txt
     python bench/train_step.py [--cases uneven,even] [--dtype float32] [--rounds 3] [--json FILE]

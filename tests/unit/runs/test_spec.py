@@ -111,6 +111,7 @@ def test_what_is_the_daemons_cannot_be_overridden(field: str) -> None:
         ('{"objective": {"epistemic_words": ["hmm", " "]}}', "epistemic_words holds ' '"),
         ('{"objective": {"epistemic_weight": 1.5}}', "epistemic_weight .*less than or equal to 1"),
         ('{"prompt": {"teacher_template": "{problem}"}}', "teacher_template has none of {context}"),
+        ('{"optim": {"problems_per_step": 7}}', "7 sequences a step, which pool.num_devices"),
         ('{"prompt": {"student_template": "solve!"}}', "student_template lacks {problem}"),
         ('{"prompt": {"student_template": "{problem}{solution}"}}', "never sees it"),
     ],

@@ -80,6 +80,7 @@ def test_defaults_are_filled_in(make_run: MakeRun) -> None:
         ("curriculum.too_easy", 1.5),
         ("curriculum.teacher_floor", -0.5),
         ("parallel.sharding", 9),
+        ("num_processes", 3),
         ("heartbeat_interval_s", -1),
     ],
 )

@@ -35,6 +35,13 @@ class Ranks:
         if device_type == "cuda":
             if not torch.cuda.is_available():
                 raise SpecError("device", "cuda", "torch sees no CUDA device; use cpu")
+            if torch.cuda.device_count() <= environment.local_rank():
+                raise SpecError(
+                    "num_processes",
+                    num_processes,
+                    f"torch sees {torch.cuda.device_count()} CUDA devices here; lower it, or make "
+                    "more of them visible",
+                )
             self.device = torch.device("cuda", environment.local_rank())
             torch.cuda.set_device(self.device)
         else:

@@ -192,7 +192,15 @@ def check_rollout(spec: training_pb2.RunSpec) -> None:
 
 
 def check_parts(spec: training_pb2.RunSpec) -> None:
-    """Teacher check, curriculum, audit, sharding."""
+    """Processes, teacher check, curriculum, audit, sharding."""
+    sequences = spec.optim.problems_per_step * spec.rollout.rollouts_per_problem
+    require(
+        spec,
+        "num_processes",
+        spec.num_processes >= 1 and sequences % spec.num_processes == 0,
+        f"must divide the step's {sequences} sequences (optim.problems_per_step times "
+        "rollout.rollouts_per_problem), or processes would wait for each other",
+    )
     for name in ("teacher_check.min_gain", "teacher_check.min_content_share"):
         require(spec, name, 0 <= value(spec, name) <= 1, "must lie in [0, 1]")
     require(spec, "curriculum.too_easy", 0 < spec.curriculum.too_easy <= 1, "must lie in (0, 1]")

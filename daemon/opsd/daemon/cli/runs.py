@@ -165,6 +165,18 @@ def _print_one(run: Run, output: Output) -> None:
         print_run(run)
 
 
+def _teacher(run: Run) -> str:
+    """What the check before the first step found; empty where there was none."""
+    if not run.HasField("teacher_check"):
+        return ""
+    found = run.teacher_check
+    verdict = "passed" if found.passed else "refused"
+    return (
+        f"{verdict}: {percent(found.accuracy_with)} with its context, "
+        f"{percent(found.accuracy_without)} without, on {found.num_problems} problems"
+    )
+
+
 def print_run(run: Run) -> None:
     """For people."""
     from opsd.daemon.cli.words import run_state, verdict
@@ -183,6 +195,7 @@ def print_run(run: Run) -> None:
             ("created", when(run.created_unix_s)),
             ("updated", when(run.updated_unix_s)),
             ("pairs", str(run.num_pairs)),
+            ("teacher", _teacher(run)),
             ("training", progress),
             ("tokens", f"{run.generated_tokens} generated" if run.generated_tokens else ""),
             ("evaluation", f"{run.eval_done} of {run.eval_total}" if run.eval_total else ""),

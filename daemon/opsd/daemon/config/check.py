@@ -216,3 +216,5 @@ def _timing(config: OpsdConfig) -> Iterator[_Finding]:
 def _training(config: OpsdConfig) -> Iterator[_Finding]:
     for key, message, fix in training_rules.findings(config.training):
         yield f"training.{key}", message, fix
+    for key, message, fix in training_rules.pool_findings(config.training, config.pool.num_devices):
+        yield f"training.{key}", message, fix

@@ -38,6 +38,18 @@ def findings(training: TrainingConfig) -> Iterator[Finding]:
     yield from _prompt(training.prompt)
 
 
+def pool_findings(training: TrainingConfig, num_devices: int) -> Iterator[Finding]:
+    """What does not go with the pool."""
+    sequences = training.optim.problems_per_step * training.rollout.rollouts_per_problem
+    if sequences % num_devices:
+        yield (
+            "optim.problems_per_step",
+            f"times rollout.rollouts_per_problem makes {sequences} sequences a step, which "
+            f"pool.num_devices ({num_devices}) does not divide",
+            f"make it a multiple of {num_devices}, or change pool.num_devices",
+        )
+
+
 def _objective(objective: ObjectiveTraining) -> Iterator[Finding]:
     if objective.divergence == "policy_gradient" and objective.top_k:
         yield (

@@ -40,9 +40,10 @@ def take_snapshot(
 ) -> Snapshot:
     """Freezes the run's training data: writes the shard once and records its pairs in the store.
 
-    Of several pairs with one prompt the newest goes in. Called again for a run whose shard is on disk, it takes that one, so that a restarted daemon
-    goes on with the same data. Raises TrainerFailure when too few pairs are left, or when a suite
-    has come to hold a problem of a shard that was already written.
+    Of several pairs with one prompt the newest goes in. Called again for a run whose shard is on
+    disk, it takes that one, so that a restarted daemon goes on with the same data. Raises
+    TrainerFailure when too few pairs are left, or when a suite has come to hold a problem of a
+    shard that was already written.
     """
     path = run_dir / SHARD_NAME
     num_held_out = 0

@@ -124,7 +124,10 @@ class SpecBuilder:
                 f"silent for runs.stall_timeout_s = {self.stall_timeout_s:g} is killed: lower the "
                 "former or raise the latter"
             )
-        for key, message, fix in training_rules.findings(training):
+        for key, message, fix in (
+            *training_rules.findings(training),
+            *training_rules.pool_findings(training, self.pool.num_devices),
+        ):
             raise InvalidInputError(f"{key} {message}: {fix}")
 
 
