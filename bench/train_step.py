@@ -290,7 +290,6 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     before = _status_bytes("VmRSS")
     make = opsd_step if options["side"] == "opsd" else trl_step
     step, loss = make(folder, options)
-    loaded = _status_bytes("VmRSS") - before
     Path("/proc/self/clear_refs").write_text("5")  # loading has its own peak
     step()
     seconds: list[tuple[float, float]] = options.get("seconds", [])[1:]
@@ -302,7 +301,6 @@ def measure(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "seconds": statistics.median(wall for wall, _ in seconds),
         "cpu_seconds": statistics.median(cpu for _, cpu in seconds),
-        "loaded_bytes": loaded,
         "peak_bytes": _status_bytes("VmHWM") - before,
         "loss": loss(),
     }
@@ -352,7 +350,6 @@ def compare(options: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
                 row[f"{name}_spread"] = [min(ratios), max(ratios)]
             row["tokens_per_s"] = tokens / row["seconds"]
             row["peak_bytes"] = max(one["peak_bytes"] for one in each)
-            row["loaded_bytes"] = max(one["loaded_bytes"] for one in each)
             row["loss"] = each[0]["loss"]
         rows.append(row)
         print(table_line(row), flush=True)
@@ -369,7 +366,7 @@ def table_line(row: dict[str, Any]) -> str:
     return (
         f"{where} {row['seconds']:>8.2f} {row['tokens_per_s']:>7.1f} "
         f"{row['seconds_to_opsd']:>6.2f} ({low:.2f}-{high:.2f}) {row['cpu_seconds_to_opsd']:>6.2f} "
-        f"{row['loaded_bytes'] / 2**20:>7.0f} {row['peak_bytes'] / 2**20:>7.0f} {row['loss']:.4f}"
+        f"{row['peak_bytes'] / 2**20:>9.0f} {row['loss']:.4f}"
     )
 
 
@@ -414,8 +411,7 @@ def main() -> None:
         f"{asked.hidden}, {asked.layers} layers, V = {V}, {SEQUENCES} sequences, LoRA {LORA}"
     )
     print(
-        "case        dtype    ckpt side       seconds tokens/s x opsd (spread)  x CPU s  "
-        "loaded peak MiB loss"
+        "case        dtype    ckpt side       seconds tokens/s x opsd (spread)  x CPU  peak MiB loss"
     )
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
