@@ -411,8 +411,7 @@ def main() -> None:
         f"{asked.hidden}, {asked.layers} layers, V = {V}, {SEQUENCES} sequences, LoRA {LORA}"
     )
     print(
-        "case        dtype    ckpt side       seconds tokens/s x opsd (spread)  x CPU "
-        " peak MiB loss"
+        "case        dtype    ckpt side       seconds tokens/s x opsd (spread)  x CPU peak MiB loss"
     )
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

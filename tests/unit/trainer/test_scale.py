@@ -15,7 +15,9 @@ from tests.unit.trainer.conftest import PAIRS
 from tests.unit.trainer.ranks import on_ranks, run_on_ranks
 
 from opsd.trainer.errors import ModelError
+from opsd.trainer.forward import response_hidden_TD
 from opsd.trainer.lora import StudentTeacher
+from opsd.trainer.methods.logprobs import token_logprobs
 from opsd.trainer.model import load_base
 from opsd.trainer.spec import load_spec
 from opsd.v1 import training_pb2
@@ -73,13 +75,19 @@ def test_every_loss_can_be_sharded(make_run: MakeRun, train: Train) -> None:
     losses: dict[str, dict[str, Any]] = {
         "sft": {"method": "METHOD_SFT"},
         "anchored": {"anchor_weight": 0.5, "teacher": "TEACHER_EMA", "ema_decay": 0.5},
-        "top-k": {"top_k": 5, "divergence": "DIVERGENCE_JSD", "jsd_beta": 0.3},
+        "top-k-audited": {"top_k": 5, "divergence": "DIVERGENCE_JSD", "jsd_beta": 0.3},
         "sampled": {"divergence": "DIVERGENCE_POLICY_GRADIENT"},
     }
     recomputed = FSDP | {"gradient_checkpointing": True}
+    audit = {"attempts_per_step": 2, "alternatives": 2}
     together = {
         make_run(
-            f"{name}-sharded", optim=OPTIM, objective=loss, num_processes=2, parallel=recomputed
+            f"{name}-sharded",
+            optim=OPTIM,
+            objective=loss,
+            num_processes=2,
+            parallel=recomputed,
+            token_audit=audit if "audited" in name else {},
         ): train(make_run(name, optim=OPTIM, objective=loss))
         for name, loss in losses.items()
     }
@@ -138,8 +146,14 @@ def look_at_the_shards(run_json: str) -> None:
         assert isinstance(parameter, DTensor), name
         rows = expected[name].chunk(2)[ranks.rank]
         assert torch.equal(parameter.to_local(), rows), name
-    with pytest.raises(AssertionError, match="gather the network first"):
+    with pytest.raises(AssertionError, match="gather it first"):
         _ = network.head_weight_VD
+    with network.whole_head():
+        assert torch.equal(network.head_weight_VD, whole.causal.get_output_embeddings().weight)
+        assert isinstance(
+            base.causal.get_decoder().layers[0].mlp.up_proj.base_layer.weight, DTensor
+        )
+    assert_same_logprobs(network, StudentTeacher(whole, spec), ranks.rank)
     ids = torch.tensor([[1, 2, 3]])
     with network.gathered(), torch.no_grad():
         assert torch.equal(network.head_weight_VD, whole.causal.get_output_embeddings().weight)
@@ -154,6 +168,22 @@ def look_at_the_shards(run_json: str) -> None:
         if "lora_" not in name
     )
     ranks.close()
+
+
+def assert_same_logprobs(network: StudentTeacher, alone: StudentTeacher, rank: int) -> None:
+    """Of other tokens on each rank, and not as many; the base stays spread."""
+    alone.student.weights_P.copy_(network.student.weights_P)
+    response = (4, 5, 6)[: 2 + rank]
+    found, want = (
+        token_logprobs(
+            response_hidden_TD(one.student_hidden_BLD, [(1, rank)], [response], one.device),
+            one.head,
+            torch.tensor(response),
+            1.0,
+        )
+        for one in (network, alone)
+    )
+    torch.testing.assert_close(found, want)
 
 
 def test_weights_under_other_names_are_loaded_whole_and_that_is_said(

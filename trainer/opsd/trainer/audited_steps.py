@@ -77,7 +77,7 @@ class AuditedSteps:
         """After the step's losses, on every rank: writes down what was looked at."""
         if not self._spec.attempts_per_step or step % max(self._spec.every_steps, 1):
             return
-        with self._network.gathered():
+        with self._network.whole_head():
             for place, sequence, signals, student_TD, teacher_TD in self._seen:
                 head_VD = self._network.head_weight_VD
                 self._audit.add(place, sequence, signals, student_TD, teacher_TD, head_VD)

@@ -36,9 +36,9 @@ class OutputHead:
         """The whole weight.
 
         Raises:
-            AssertionError: it is spread now; see `StudentTeacher.gathered`.
+            AssertionError: it is spread now; see `StudentTeacher.whole_head`.
         """
-        assert not self._is_spread, "lm_head is spread over the ranks: gather the network first"
+        assert not self._is_spread, "lm_head is spread over the ranks: gather it first"
         weight: Tensor = self._causal.get_output_embeddings().weight
         return weight.detach()
 
@@ -73,7 +73,7 @@ class OutputHead:
 
     @property
     def _is_spread(self) -> bool:
-        return self._sharded is not None and not self._sharded.is_gathered
+        return self._sharded is not None and not self._sharded.has_whole_head
 
 
 class _Tokens:

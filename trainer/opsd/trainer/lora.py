@@ -101,7 +101,7 @@ class StudentTeacher:
 
     @property
     def head_weight_VD(self) -> Tensor:
-        """The output head; an error where it is spread over the ranks, see `gathered`."""
+        """The output head; an error where it is spread over the ranks, see `whole_head`."""
         return self.head.weight_VD
 
     def student_hidden_BLD(self, ids_BL: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
@@ -151,6 +151,15 @@ class StudentTeacher:
         Entering and leaving is a collective call, unless it is whole already or not sharded.
         """
         with self._sharded.gathered() if self._sharded is not None else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def whole_head(self) -> Iterator[None]:
+        """The head of a sharded base is whole within; the rest of it may stay spread.
+
+        Entering is a collective call, unless it is whole already or not sharded.
+        """
+        with self._sharded.whole_head() if self._sharded is not None else contextlib.nullcontext():
             yield
 
     @contextlib.contextmanager

@@ -34,6 +34,7 @@ class ShardedBase:
 
         self._causal = causal
         self._gathered = False
+        self._head_is_whole = False
         group = dist.group.WORLD
         assert group is not None
         # By this name peft knows that a layer computes whole products though its weight is spread.
@@ -76,9 +77,17 @@ class ShardedBase:
                 part.set_reshard_after_forward(True, recurse=False)
             self.retie()
 
+    @property
+    def has_whole_head(self) -> bool:
+        """Whether every rank has all rows of the output head now."""
+        return self._gathered or self._head_is_whole
+
     @contextlib.contextmanager
     def whole_head(self) -> Iterator[None]:
-        """The output head alone on every rank, for a pass that goes through it."""
+        """The output head alone on every rank; entering is a collective call."""
+        if self.has_whole_head:
+            yield
+            return
         part: Any = (
             self._causal.get_input_embeddings()
             if self._is_tied
@@ -87,17 +96,19 @@ class ShardedBase:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
         self.retie()
+        self._head_is_whole = True
         try:
             yield
         finally:
+            self._head_is_whole = False
             part.reshard()
             part.set_reshard_after_forward(True, recurse=False)
             self.retie()
 
     def head_rows(self) -> Tensor:
-        """This rank's rows of the output head, [V / ranks, D]; all of them while gathered."""
+        """This rank's rows of the output head, [V / ranks, D]; all of them while it is whole."""
         weight = self._causal.get_output_embeddings().weight
-        rows: Tensor = weight if self._gathered else weight.to_local()
+        rows: Tensor = weight if self.has_whole_head else weight.to_local()
         return rows.detach()
 
     def retie(self) -> None:

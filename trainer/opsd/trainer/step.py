@@ -1,5 +1,6 @@
 """One optimisation step: sample, compare with the teacher, move."""
 
+import contextlib
 import hashlib
 import math
 import time
@@ -93,7 +94,7 @@ class Stepper:
         epoch, pairs = self._drawn or self._draw()
         self._drawn = None
         metrics = training_pb2.StepMetrics(loss_implementation=in_use(self._ranks.device.type))
-        with self.network.gathered():
+        with self.network.gathered() if self._samples_here else contextlib.nullcontext():
             answers = self._answers(step, epoch, pairs, durations, metrics)
         trained = int(self._sum(len(answers)))
         if self.audited is not None:
@@ -172,6 +173,18 @@ class Stepper:
         answers = self.method.answers(attempts, outcomes)
         metrics.trained_fraction = self._sum(len(answers)) / num_attempts
         return answers
+
+    @property
+    def _samples_here(self) -> bool:
+        """Whether this process samples, student or teacher, with the whole of a sharded base.
+
+        Else ranks only compare a sampler's log-probabilities, and make as many passes for that.
+        """
+        return self.method.samples and (
+            self._spec.rollout.sampler == training_pb2.SAMPLER_LOCAL
+            or self._spec.prompt.reason_first_tokens > 0
+            or self._spec.curriculum.enabled
+        )
 
     def _draw(self) -> tuple[int, list[Pair]]:
         """The next step's problems, and in which pass over the shard they are drawn."""
