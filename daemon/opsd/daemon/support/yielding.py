@@ -31,11 +31,12 @@ class YieldPolicy:
     tail_window: int = 128  # observations before the tail says anything, and before more is tried
     window: int = 32  # observations between decisions
     quiet_window: int = 64  # observations without samples that are enough to compare with
-    min_first_tokens: int = 8  # fewer times to first token decide nothing
+    first_window: int = 4  # the same of times to first token, which are rarer
+    quiet_first_window: int = 8
     settle_s: float = 0.02  # after samples began or ended, what is in the engine's queue counts not
     idle_s: float = 0.25  # without users, before more samples than beside users are let in,
     alone_s: float = 10.0  # and before nobody is about
-    pause_samples: int = 8  # at first, between the two
+    pause_samples: int = 4  # at first, between the two
     ramp_s: float = 0.1  # without users the number may double so often
     # One in so many pauses stays without samples, to learn how late first tokens come then; fewer,
     # once so many are known. Not for longer than this: somebody has to come.
@@ -142,7 +143,7 @@ class YieldController:
     def tokens(self, now_s: float, num_tokens: int, seconds: float) -> None:
         """Of one user's completion; ``seconds`` is what they took together."""
         began_s = now_s - seconds
-        if num_tokens < 1 or began_s < self._switched_s + self._policy.settle_s:
+        if num_tokens < 1 or seconds <= 0.0 or began_s < self._switched_s + self._policy.settle_s:
             return
         level = self._levels[_level_of(self._users)]
         each_s = seconds / num_tokens
@@ -220,7 +221,7 @@ class YieldController:
     def _decide(self, level: _Level, now_s: float) -> None:
         policy = self._policy
         enough_intervals = len(level.intervals_with) >= policy.window
-        enough_firsts = len(level.firsts_with) >= policy.min_first_tokens
+        enough_firsts = len(level.firsts_with) >= policy.first_window
         if not enough_intervals and not enough_firsts:
             return
         rise = self._rise(level, now_s)
@@ -230,20 +231,22 @@ class YieldController:
         judged = len(level.slow_with) >= policy.tail_window or self._is_idle_level(level)
         slow = judged and sum(level.slow_with) > policy.tail_share * len(level.slow_with)
         if rise > policy.median_rise or slow:
-            self._retreat(level, now_s)
+            self._retreat(level, now_s, rise)
         elif judged and rise <= policy.median_rise / 2:
             self._advance(level)
         level.forget_with()
 
     def _rise(self, level: _Level, now_s: float) -> float | None:
         """The worse of both medians' rises; None where there is nothing to compare with."""
+        policy = self._policy
         rises = []
-        for with_, quiet, least in (
-            (level.intervals_with, self._intervals(level, now_s), self._policy.window // 2),
-            (level.firsts_with, self._firsts(level, now_s), self._policy.min_first_tokens),
-        ):
-            if len(with_) >= least and len(quiet) >= least:
-                rises.append(median(with_) / max(median(quiet), 1e-9) - 1.0)
+        quiet = self._intervals(level, now_s)
+        if min(len(level.intervals_with), len(quiet)) >= policy.window // 2:
+            rises.append(median(level.intervals_with) / median(quiet) - 1.0)
+        quiet = self._firsts(level, now_s)
+        enough = len(level.firsts_with) >= policy.first_window
+        if enough and len(quiet) >= policy.quiet_first_window:
+            rises.append(median(level.firsts_with) / median(quiet) - 1.0)
         return max(rises) if rises else None
 
     def _slow_s(self, level: _Level, now_s: float) -> float | None:
@@ -252,13 +255,15 @@ class YieldController:
             return None
         return quiet[int(0.99 * (len(quiet) - 1))] * (1 + self._policy.tail_rise)
 
-    def _retreat(self, level: _Level, now_s: float) -> None:
+    def _retreat(self, level: _Level, now_s: float, rise: float) -> None:
+        """To half at most, and to the number that should be bearable if each costs the same."""
+        policy = self._policy
         level.slow_start = False
         level.slow_with.clear()
-        if level.limit > 1:
-            level.limit //= 2
+        bearable = int(level.limit * policy.median_rise / max(rise, 2 * policy.median_rise))
+        level.limit = max(1, bearable)
+        if bearable:
             return
-        policy = self._policy
         level.backoff_s = min(
             max(policy.first_backoff_s, 2 * level.backoff_s), policy.longest_backoff_s
         )
