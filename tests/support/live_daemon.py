@@ -50,6 +50,10 @@ max_new_tokens = 8
 [training.lora]
 rank = 4
 alpha = 8
+# A model of noise can make nothing of a solution.
+[training.teacher_check]
+num_problems = 0
+
 [training.optim]
 num_steps = 3
 warmup_steps = 1
@@ -57,6 +61,7 @@ problems_per_step = 4
 micro_batch_size = 4
 learning_rate = 1e-2
 max_grad_norm = 1.0
+max_skipped_steps = 0
 [gate]
 max_tokens = 8
 [[gate.suites]]

@@ -31,6 +31,7 @@ SETTINGS = {
     "training": {
         "rollout": {"max_new_tokens": 8},
         "objective": {"clip_mode": "none"},
+        "teacher_check": {"num_problems": 0},
         "lora": {"rank": 4, "alpha": 8.0},
         "optim": {
             "num_steps": NUM_STEPS,
