@@ -230,11 +230,11 @@ def test_cancelling_reaches_the_ranks_that_hold_the_pool(make_group: Callable[..
 
 
 def test_a_cluster_with_too_few_devices_is_told_of(make_group: Callable[..., Group]) -> None:
-    group = make_group("run", 3)
+    group = make_group("run", 4)
     group.launch()
     assert group.end() == TrainerExit(1)
     error = group.result()["error"]
-    assert "has room for 2 workers of 1 CPU each, and pool.num_devices asks for 3" in error
+    assert "has room for 2 workers of 1 CPU each, and pool.num_devices asks for 4" in error
     assert how_lost(group.run_dir, TrainerExit(1)) == ""
 
 
