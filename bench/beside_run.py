@@ -2,9 +2,14 @@
 
 For `serve.py --beside-run`. One engine; users in a process of their own call GenerateStream with
 the incumbent adapter; a run in a third process asks RunSupportService for as many samples of its
-student as it can get. Rounds of the same users' load with and without the run alternate (ABAB…), so
-that a noisy machine treats both alike; the first pair, in which the controller learns, does not
-count.
+student as it can get. Rounds of the same users' load with and without the run alternate (AB BA
+AB …), so that a machine that drifts treats both alike; the first pair, in which the controller
+learns, does not count.
+
+Quantiles are of all rounds of a kind together: a round alone has too few completions for a 99th
+percentile. Beside each ratio stand the ends of its 95 % interval (the pairs drawn anew, 1,000
+times) and a control: the same ratio of every other round without the run to the rest of those. It
+is what the machine does by itself.
 
 A load is a number of users who each send the next request ``pause_s`` seconds (drawn from an
 exponential distribution) after the last answer ended.
@@ -15,17 +20,17 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
+import numpy as np
 import torch
 from prometheus_client import REGISTRY
 from safetensors.torch import save_file
@@ -51,14 +56,14 @@ from opsd.daemon.types.runs import Run, RunState, TriggerKind
 from opsd.daemon.verify.pool import VerifierPool
 from opsd.v1 import inference_pb2, inference_pb2_grpc, support_pb2, support_pb2_grpc
 
-METRICS = ("first_token_p50_s", "first_token_p99_s", "interval_p50_s", "interval_p99_s")
-BOUNDS = {"p50": 1.10, "p99": 1.25}
 RUN_ID = "00000000-0000-4000-8000-000000000000"
 RANK: Final = 8
 _NUM_PROMPTS = 64
 _ATTEMPT_TOKENS = 128
 _ANSWER_TOKENS = 64
 _MAX_SEQS = 64
+_REDRAWS = 1_000
+_LINE_LIMIT = 1 << 24  # bytes; a round's times are one line
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +77,35 @@ class Load:
 class Seen:
     """By the users of one round; times are seconds."""
 
-    first_token_p50_s: float
-    first_token_p99_s: float
-    interval_p50_s: float
-    interval_p99_s: float
-    tokens_per_s: float
+    first_token_s: list[float]
+    interval_s: list[float]  # seconds a token
+    num_tokens: int
+    wall_s: float
 
 
-def quantile(values: list[float], fraction: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]
+@dataclass(frozen=True, slots=True)
+class Metric:
+    of: str  # a field of Seen
+    quantile: float
+    bound: float  # of the ratio
+
+    @property
+    def name(self) -> str:
+        return f"{self.of.removesuffix('_s')}_p{self.quantile * 100:.0f}"
+
+    def value(self, rounds: Sequence[Seen]) -> float:
+        pooled = np.concatenate([getattr(seen, self.of) for seen in rounds])
+        return float(np.quantile(pooled, self.quantile))
+
+    def ratio(self, rounds: Sequence[Seen], to: Sequence[Seen]) -> float:
+        return self.value(rounds) / self.value(to)
+
+
+METRICS = tuple(
+    Metric(of, quantile, bound)
+    for of in ("first_token_s", "interval_s")
+    for quantile, bound in ((0.5, 1.10), (0.99, 1.25))
+)
 
 
 # The users' process
@@ -128,14 +152,7 @@ async def use(stub: Any, load: Load) -> Seen:
                 await asyncio.sleep(draw.expovariate(1 / load.pause_s))
 
     await asyncio.gather(*(user(number) for number in range(load.users)))
-    wall_s = time.perf_counter() - began
-    return Seen(
-        quantile(firsts, 0.5),
-        quantile(firsts, 0.99),
-        quantile(intervals, 0.5),
-        quantile(intervals, 0.99),
-        num_tokens / wall_s,
-    )
+    return Seen(firsts, intervals, num_tokens, time.perf_counter() - began)
 
 
 # The run's process
@@ -189,6 +206,7 @@ class Other:
                 *(sys.executable, str(Path(__file__).with_name("serve.py")), *arguments),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
+                limit=_LINE_LIMIT,
             )
         )
 
@@ -326,32 +344,63 @@ async def run_alone(run: Other, seconds: float = 10.0) -> float:
 async def compare(users: Other, run: Other, load: Load, pairs: int) -> dict[str, Any]:
     alone: list[Seen] = []
     beside: list[Seen] = []
-    rates: list[float] = []
-    for pair in range(pairs + 1):
-        without = Seen(**json.loads(await users.ask(json.dumps(asdict(load)))))
+    tokens, seconds = 0.0, 0.0
+
+    async def round_alone() -> None:
+        alone.append(await one_round(users, load))
+
+    async def round_beside() -> None:
+        nonlocal tokens, seconds
         await run.ask("go")
         before, began = sampled_tokens(), time.perf_counter()
-        with_run = Seen(**json.loads(await users.ask(json.dumps(asdict(load)))))
-        rate = (sampled_tokens() - before) / (time.perf_counter() - began)
+        beside.append(await one_round(users, load))
+        tokens += sampled_tokens() - before
+        seconds += time.perf_counter() - began
         await run.ask("stop")
-        if pair:
-            alone.append(without)
-            beside.append(with_run)
-            rates.append(rate)
-    row: dict[str, Any] = {"load": asdict(load), "run_tokens_per_s": statistics.median(rates)}
-    for metric in (*METRICS, "tokens_per_s"):
-        pairs_of = [
-            (getattr(a, metric), getattr(b, metric)) for a, b in zip(alone, beside, strict=True)
-        ]
-        ratios = [b / a for a, b in pairs_of]
-        row[metric] = {
-            "alone": statistics.median(a for a, _ in pairs_of),
-            "beside": statistics.median(b for _, b in pairs_of),
-            "ratio": statistics.median(ratios),
-            "ratio_min": min(ratios),
-            "ratio_max": max(ratios),
-        }
-    return row
+
+    await round_alone()
+    await round_beside()
+    alone.clear()
+    beside.clear()
+    tokens = seconds = 0.0
+    for pair in range(pairs):
+        for one in (round_alone, round_beside) if pair % 2 else (round_beside, round_alone):
+            await one()
+    return {
+        "load": asdict(load),
+        "pairs": pairs,
+        "completions": {"alone": completions(alone), "beside": completions(beside)},
+        "run_tokens_per_s": tokens / seconds,
+        "users_tokens_per_s": {"alone": rate(alone), "beside": rate(beside)},
+        "metrics": {metric.name: comparison(metric, alone, beside) for metric in METRICS},
+    }
+
+
+async def one_round(users: Other, load: Load) -> Seen:
+    return Seen(**json.loads(await users.ask(json.dumps(asdict(load)))))
+
+
+def completions(rounds: Sequence[Seen]) -> int:
+    return sum(len(seen.first_token_s) for seen in rounds)
+
+
+def rate(rounds: Sequence[Seen]) -> float:
+    return sum(seen.num_tokens for seen in rounds) / sum(seen.wall_s for seen in rounds)
+
+
+def comparison(metric: Metric, alone: Sequence[Seen], beside: Sequence[Seen]) -> dict[str, Any]:
+    draw = np.random.default_rng(0)
+    drawn = draw.integers(len(alone), size=(_REDRAWS, len(alone)))
+    ratios = [metric.ratio([beside[i] for i in d], [alone[i] for i in d]) for d in drawn]
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return {
+        "alone_s": metric.value(alone),
+        "beside_s": metric.value(beside),
+        "ratio": metric.ratio(beside, alone),
+        "interval": [float(low), float(high)],
+        "control": metric.ratio(alone[1::2], alone[::2]) if len(alone) > 1 else None,
+        "bound": metric.bound,
+    }
 
 
 def sampled_tokens() -> float:
@@ -393,25 +442,25 @@ def write_adapter(model: Path, path: Path, seed: int) -> None:
 
 def print_table(report: dict[str, Any]) -> None:
     print(f"the run alone: {report['run_alone_tokens_per_s']:.0f} tokens/s")
-    print(f"{'users':>12}  {'metric':<16}{'alone':>10}{'beside':>10}{'ratio':>8}  range of ratios")
+    print(
+        f"{'users':>12}  {'metric':<16}{'alone':>10}{'beside':>10}{'ratio':>8}{'95 %':>16}"
+        f"{'bound':>8}{'control':>9}"
+    )
     for row in report["loads"]:
         load = row["load"]
         name = f"{load['users']}" + (f", pause {load['pause_s']:g} s" if load["pause_s"] else "")
-        for metric in METRICS:
-            cell = row[metric]
+        for metric, cell in row["metrics"].items():
+            low, high = cell["interval"]
+            control = "-" if cell["control"] is None else f"{cell['control']:.3f}"
             print(
-                f"{name:>12}  {metric.removesuffix('_s'):<16}{cell['alone'] * 1e3:>8.1f}ms"
-                f"{cell['beside'] * 1e3:>8.1f}ms{cell['ratio']:>8.3f}  "
-                f"{cell['ratio_min']:.3f} to {cell['ratio_max']:.3f}"
+                f"{name:>12}  {metric:<16}{cell['alone_s'] * 1e3:>8.1f}ms"
+                f"{cell['beside_s'] * 1e3:>8.1f}ms{cell['ratio']:>8.3f}"
+                f"{f'{low:.3f} to {high:.3f}':>16}{cell['bound']:>8.2f}{control:>9}"
             )
-        kept = all(
-            row[metric]["ratio"] <= bound
-            for metric in METRICS
-            for part, bound in BOUNDS.items()
-            if f"_{part}_" in metric
-        )
+        kept = all(cell["ratio"] <= cell["bound"] for cell in row["metrics"].values())
         print(
-            f"{name:>12}  the run got {row['run_tokens_per_s']:.0f} tokens/s beside "
-            f"{row['tokens_per_s']['beside']:.0f} of the users'; "
+            f"{name:>12}  {row['completions']['beside']} completions; the run got "
+            f"{row['run_tokens_per_s']:.0f} tokens/s beside "
+            f"{row['users_tokens_per_s']['beside']:.0f} of the users'; "
             f"{'within' if kept else 'NOT within'} 10 % at the median and 25 % at p99"
         )

@@ -33,16 +33,19 @@ def die_with_parent() -> None:
 
 
 def prepare_cpu() -> None:
-    """Sets the thread count, and asks for AMX tiles.
+    """Sets the thread count, asks for AMX tiles, and has nothing compiled while users wait.
 
     Without the permission, vLLM's bf16 attention kernel dies of SIGILL on a model too small for any
-    oneDNN product to have asked for it before.
+    oneDNN product to have asked for it before. vLLM compiles small parts of its sampler when the
+    first request wants log-probabilities, or samples, and again when the batch first has another
+    size: on a CPU that stops every stream for seconds, and what is won then is nothing.
     """
     threads = os.environ.get(ENGINE_THREADS)
     if threads is not None:
         torch.set_num_threads(int(threads))
     if torch.cpu._is_amx_tile_supported():
         torch.cpu._init_amx()
+    torch.compiler.set_stance("force_eager")
 
 
 class BoundUniProcExecutor(UniProcExecutor):  # type: ignore[misc]

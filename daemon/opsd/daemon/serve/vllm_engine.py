@@ -8,10 +8,12 @@ import gc
 import logging
 import multiprocessing
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -102,7 +104,7 @@ class VllmEngine:
         return [process.pid for process in self._llm.engine_core.resources.engine_manager.processes]
 
     async def start(self) -> None:
-        """Loads the model and makes one warm-up completion.
+        """Loads the model and makes a few warm-up completions.
 
         Raises ConfigError (no such model, wrong device) or EngineError.
         """
@@ -238,11 +240,16 @@ class VllmEngine:
         )
 
     async def _warm_up(self) -> None:
-        request = EngineRequest(
-            request_id="warm-up",
-            sampling=Sampling(max_tokens=_WARM_UP_TOKENS, temperature=0.0, ignore_eos=True),
-            prompt="1",
-        )
+        """What vLLM builds at first use is built before users come: greedy, sampled, with
+        log-probabilities; alone and in a batch, whose size vLLM learns to take as variable.
+        """
+        greedy = Sampling(max_tokens=_WARM_UP_TOKENS, temperature=0.0, ignore_eos=True)
+        sampled = replace(greedy, temperature=1.0, logprobs=True)
+        for together in ((greedy,), (sampled,), (greedy, sampled, sampled)):
+            await asyncio.gather(*(self._complete(sampling) for sampling in together))
+
+    async def _complete(self, sampling: Sampling) -> None:
+        request = EngineRequest(f"warm-up-{uuid.uuid4().hex}", sampling, prompt="1")
         async for _ in self._generate(request):
             pass
 

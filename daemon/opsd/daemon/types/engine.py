@@ -112,7 +112,7 @@ class Engine(Protocol):
     def info(self) -> EngineInfo: ...
 
     async def start(self) -> None:
-        """Loads the model and makes one warm-up completion; raises EngineError."""
+        """Loads the model and makes a few warm-up completions; raises EngineError."""
 
     async def stop(self) -> None: ...
 
