@@ -81,8 +81,7 @@ class Admission:
         except asyncio.CancelledError:
             if waiter.admitted.done() and not waiter.admitted.cancelled():
                 self._leave(waiter.admitted.result())
-            else:
-                waiter.admitted.cancel()
+            elif waiter in self._waiting:
                 self._waiting.remove(waiter)
                 heapq.heapify(self._waiting)
             raise
@@ -108,7 +107,7 @@ class Admission:
         for turn in reversed(staying[allowed:]):
             self._inside[turn].revoke()
         # One that was told to leave is in the engine until it has left.
-        while self._waiting and len(self._inside) < allowed and self._may_enter(now_s):
+        while self._next_waits() and len(self._inside) < allowed and self._may_enter(now_s):
             waiter = heapq.heappop(self._waiting)
             permit = Permit(waiter.turn)
             self._inside[waiter.turn] = permit
@@ -131,6 +130,12 @@ class Admission:
 
     def left(self, users: int) -> None:
         self._controller.left(self._clock(), users)
+
+    def _next_waits(self) -> bool:
+        """Whether anybody waits; forgets those whose task was cancelled and has not run since."""
+        while self._waiting and self._waiting[0].admitted.cancelled():
+            heapq.heappop(self._waiting)
+        return bool(self._waiting)
 
     def _may_enter(self, now_s: float) -> bool:
         if now_s - self._entries_since_s >= _TICK_S:
