@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.unit.trainer.conftest import OPTIM, PAIRS
+from tests.unit.trainer.ranks import run_on_ranks
 from tests.unit.trainer.support_server import serving
 
 from opsd.trainer.curriculum import Curriculum
@@ -162,3 +163,34 @@ def test_a_run_draws_by_it_and_resumes_by_it(
     assert rates == (run_json.parent / "solve-rates.json").read_text()
     notes = [event.message for event in whole.events if event.kind == "step"]
     assert "problems are set aside" in notes[-1]
+
+
+def test_ranks_share_the_teachers_attempts_and_learn_the_same(
+    make_run: Callable[..., Path], train: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    def rule(attempt: Any) -> Any:
+        return support_pb2.AttemptVerdict(passed=zlib.crc32(attempt.text.encode()) % 4 == 0)
+
+    settings: dict[str, Any] = {
+        "curriculum": {"enabled": True, "min_attempts": 1, "revisit_epochs": 1},
+        "optim": OPTIM | {"num_steps": 3, "problems_per_step": 4, "micro_batch_size": 1},
+    }
+    asked, rates = [], []
+    for num_processes in (1, 2):
+        (tmp_path / str(num_processes)).mkdir()
+        with serving(tmp_path / str(num_processes), rule) as (address, verifiers):
+            run_json = make_run(
+                f"on-{num_processes}",
+                support={"address": address},
+                num_processes=num_processes,
+                **settings,
+            )
+            if num_processes == 1:
+                assert train(run_json).status == 0
+            else:
+                run_on_ranks(num_processes, [run_json])
+        asked.append(sorted((attempt.reference, attempt.text) for attempt in verifiers.asked))
+        rates.append((run_json.parent / "solve-rates.json").read_text())
+    assert len(asked[0]) > 3 * 4, "no teacher was asked"
+    assert asked[1] == asked[0]
+    assert rates[1] == rates[0]

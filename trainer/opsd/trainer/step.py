@@ -207,9 +207,9 @@ class Stepper:
             return
         doubtful = {p.id: p for p in pairs if self.curriculum.needs_teacher(p.id)}
         assert self.support is not None
-        # Every rank asks the same of its own copy, so that all learn the same.
-        for pair, solved in self.probe.solves(list(doubtful.values()), self.support, step):
-            self.curriculum.record_teacher(pair.id, solved, epoch)
+        asked = self.probe.solves(list(doubtful.values()), self.support, step, self._ranks)
+        for pair_id, solved in asked:
+            self.curriculum.record_teacher(pair_id, solved, epoch)
 
     def _is_usable(self, pair: Pair) -> bool:
         if self.maker.student_ids(pair) is None:

@@ -44,7 +44,9 @@ def check_teacher(
     outcomes = shared_outcomes(attempts, ranks)
     answers = method.answers(attempts, outcomes)
     by_id = {pair.id: pair for pair in pairs}
-    teacher = stepper.probe.sample([a.teacher_prompt for a in answers], _STEP)
+    teacher = stepper.probe.sample(
+        [a.teacher_prompt for a in answers], [a.stream for a in answers], _STEP
+    )
     texts = attempt_texts(base.tokenizer, teacher)
     verdicts = stepper.support.verify(
         [

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from opsd.trainer.attempts import attempt_texts
 from opsd.trainer.data import Pair
+from opsd.trainer.distributed import Ranks
 from opsd.trainer.lora import StudentTeacher
 from opsd.trainer.model import BaseModel
 from opsd.trainer.prompts import PromptMaker
@@ -40,16 +41,21 @@ class TeacherProbe:
         self._maker = maker
         self._on_progress = on_progress
 
-    def sample(self, prompts: Sequence[tuple[int, ...]], step: int) -> list[Rollout]:
-        """One answer of the teacher to each of its prompts; random numbers go by the step."""
+    def sample(
+        self, prompts: Sequence[tuple[int, ...]], streams: Sequence[int], step: int
+    ) -> list[Rollout]:
+        """One answer of the teacher to each of its prompts; random numbers go by the prompt's
+        stream and the step, not by the rank.
+        """
         rollouts: list[Rollout] = []
         for start in range(0, len(prompts), _BATCH):
             batch = prompts[start : start + _BATCH]
+            of_batch = [_STREAMS_APART + s for s in streams[start : start + _BATCH]]
             with self._network.teacher_network() as network:
                 rollouts += sample_rollouts(
                     network,
                     batch,
-                    range(_STREAMS_APART + start, _STREAMS_APART + start + len(batch)),
+                    of_batch,
                     self._spec.rollout,
                     seed=self._spec.seed,
                     step=step,
@@ -59,13 +65,23 @@ class TeacherProbe:
                 )
         return rollouts
 
-    def solves(self, pairs: Sequence[Pair], support: Support, step: int) -> list[tuple[Pair, bool]]:
-        """Whether the teacher solves each problem with the pair's own context, once tried."""
-        made = [(pair, self._maker.teacher_ids(pair)) for pair in pairs]
-        usable = [(pair, ids) for pair, ids in made if ids is not None]
-        rollouts = self.sample([ids for _, ids in usable], step)
+    def solves(
+        self, pairs: Sequence[Pair], support: Support, step: int, ranks: Ranks
+    ) -> list[tuple[str, bool]]:
+        """The ids of the pairs whose context the teacher can read, and whether it then solves the
+        problem, once tried. The ranks share the pairs, and all learn the same in the same order.
+        """
+        made = [(number, pair, self._maker.teacher_ids(pair)) for number, pair in enumerate(pairs)]
+        usable = [(number, pair, ids) for number, pair, ids in made if ids is not None]
+        mine = usable[ranks.rank :: ranks.world_size]
+        rollouts = self.sample([ids for *_, ids in mine], [number for number, *_ in mine], step)
         texts = attempt_texts(self._base.tokenizer, rollouts)
         verdicts = support.verify(
-            [(p.verifier, p.reference, text) for (p, _), text in zip(usable, texts, strict=True)]
+            [(p.verifier, p.reference, text) for (_, p, _), text in zip(mine, texts, strict=True)]
         )
-        return [(pair, v.passed) for (pair, _), v in zip(usable, verdicts, strict=True)]
+        solved = [
+            (number, pair.id, verdict.passed)
+            for (number, pair, _), verdict in zip(mine, verdicts, strict=True)
+        ]
+        everyones = sorted(one for part in ranks.gather(solved) for one in part)
+        return [(pair_id, passed) for _, pair_id, passed in everyones]
