@@ -165,12 +165,42 @@ def test_first_tokens_that_come_late_bring_the_idle_number_down(
     assert world.running <= late_from
 
 
+def test_where_even_one_sample_is_noticed_few_pauses_have_one() -> None:
+    world = World(cost=0.0, users=0)
+    with_samples = []
+    for _ in range(400):
+        for _ in range(20):
+            world.review()
+            world.now_s += 0.1
+        with_samples.append(world.running > 0)
+        tag = world.arrive()
+        world.review()
+        world.now_s += 0.05
+        world.controller.first_token(world.now_s, tag, 0.05 * (1.5 if with_samples[-1] else 1.0))
+        world.leave()
+    assert 0 < sum(with_samples[100:]) < 0.15 * 300
+
+
+def test_late_first_tokens_beside_users_bring_the_number_down() -> None:
+    """Steps are as fast as ever, but who comes to four users waits for a sample to enter."""
+    world = World(cost=0.0, users=4)
+    for _ in range(900):
+        world.leave()
+        tag = world.arrive()
+        late = world.running > 0
+        world.controller.first_token(world.now_s, tag, 0.05 * (1.5 if late else 1.0))
+        world.run(0.2)
+    world.sampled = world.steps = 0
+    world.run(30)
+    assert world.sampled / world.steps < 0.5
+
+
 def test_what_began_before_samples_did_is_not_counted() -> None:
     controller = YieldController(POLICY)
     controller.arrived(0.0, 1)
     controller.running(10.0, 1)
     for _ in range(100):
         controller.tokens(10.01, 1, 5.0)  # began at 5.01
-    assert not controller._levels[1].intervals_with
+    assert not controller._level(1).intervals_with
     controller.tokens(11.0, 1, 0.5)
-    assert controller._levels[1].intervals_with == [0.5]
+    assert controller._level(1).intervals_with == [0.5]

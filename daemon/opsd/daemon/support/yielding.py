@@ -3,16 +3,20 @@
 Pure: the time comes in as a number. The engine's priorities alone keep users first in its queue,
 but every sample that runs beside them makes its steps longer. So what users see while samples run
 is compared with what they see while none do, for each number of users apart, and the number of
-samples follows the ratio: up by one while nothing shows, down by half when something does.
+samples follows the ratio: up by one while nothing shows, down by half at least when something does.
+Where even one sample is noticed, samples run for so small a part of the time, or of the users'
+pauses, that it does not show in the quantiles of the whole.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from dataclasses import dataclass, field
+from math import ceil
 from statistics import median
 
-_MAX_KEPT = 512
+_MAX_KEPT = 4096
+_MAX_WIDTH = 8  # of users together enough is seen
 _PAUSE = 0  # levels of users: between two requests, nobody for long, and their number otherwise
 _ALONE = -1
 _SLOW_START_FACTOR = 2
@@ -28,11 +32,16 @@ class YieldPolicy:
     median_rise: float = 0.05  # users' median, with samples over without, minus 1
     tail_rise: float = 0.15  # above the 99th percentile without samples: a slow one
     tail_share: float = 0.02  # of slow ones among those with samples
+    # Of each user, for all see the same steps of the engine:
     tail_window: int = 128  # observations before the tail says anything, and before more is tried
     window: int = 32  # observations between decisions
     quiet_window: int = 64  # observations without samples that are enough to compare with
-    first_window: int = 4  # the same of times to first token, which are rarer
-    quiet_first_window: int = 8
+    first_window: int = 8  # the same of times to first token, which are rarer
+    quiet_first_window: int = 16
+    kept_firsts: int = 32  # with samples, since their number last changed
+    added_slow: float = 0.005  # share of slow ones that samples may add to the whole
+    longest_rest: int = 4096  # observations of each user without samples, where one is noticed,
+    longest_rest_pauses: int = 32  # and pauses
     settle_s: float = 0.02  # after samples began or ended, what is in the engine's queue counts not
     idle_s: float = 0.25  # without users, before more samples than beside users are let in,
     alone_s: float = 10.0  # and before nobody is about
@@ -44,18 +53,16 @@ class YieldPolicy:
     known_firsts: int = 32
     quiet_pause_s: float = 60.0
     measure_s: float = 2.0  # at most, without samples, to learn what users see then
-    run_s: float = 5.0  # with samples, before it is learnt anew
+    run_s: float = 10.0  # with samples, before it is learnt anew
     stale_s: float = 120.0  # older observations no longer count,
     stale_firsts_s: float = 1800.0  # nor older times to first token, which are rarer
-    first_backoff_s: float = 1.0  # doubles with every attempt that users noticed
-    longest_backoff_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class ArrivalTag:
     """Under what conditions a user arrived."""
 
-    level: int  # of the users before this one
+    level: int  # of the users with this one; without others, that of the pause
     quiet: bool  # no sample was in the engine
     counts: bool  # for long enough
 
@@ -65,27 +72,36 @@ class _Level:
     """What is known about one number of users (none, 1, 2-3, 4-7, …)."""
 
     limit: int
+    width: int = 1  # users, at least
     intervals_without: deque[tuple[float, float]] = field(
         default_factory=lambda: deque(maxlen=_MAX_KEPT)
     )  # (when, seconds a token)
     firsts_without: deque[tuple[float, float]] = field(
         default_factory=lambda: deque(maxlen=_MAX_KEPT)
     )
-    intervals_with: list[float] = field(default_factory=list)
-    firsts_with: list[float] = field(default_factory=list)
-    slow_with: deque[bool] = field(
-        default_factory=lambda: deque(maxlen=_MAX_KEPT)
-    )  # since the limit last changed
+    intervals_with: list[float] = field(default_factory=list)  # since the last decision
+    # Since the number of samples last changed:
+    firsts_with: deque[float] = field(default_factory=lambda: deque(maxlen=_MAX_KEPT))
+    slow_with: deque[bool] = field(default_factory=lambda: deque(maxlen=_MAX_KEPT))
+    num_with: int = 0  # intervals of this stretch with samples
     slow_s: float | None = None  # an interval above it is a slow one
     measuring_until_s: float | None = None  # None: samples may run
     running_since_s: float | None = None
-    blocked_until_s: float = 0.0
-    backoff_s: float = 0.0
+    rest: int = 0  # observations, or pauses, that stay without samples
     slow_start: bool = True
 
-    def forget_with(self) -> None:
+    def end_stretch(self) -> None:
+        """Samples are taken out, to learn what users see without."""
+        self.measuring_until_s = self.running_since_s = None
+        self.intervals_without.clear()
         self.intervals_with.clear()
-        self.firsts_with.clear()
+        self.num_with = 0
+
+    def set_limit(self, limit: int) -> None:
+        if limit != self.limit:
+            self.limit = limit
+            self.firsts_with.clear()
+            self.slow_with.clear()
 
 
 class YieldController:
@@ -93,11 +109,9 @@ class YieldController:
 
     def __init__(self, policy: YieldPolicy) -> None:
         self._policy = policy
-        self._levels: defaultdict[int, _Level] = defaultdict(lambda: _Level(limit=1))
-        self._levels[_PAUSE] = _Level(limit=min(policy.pause_samples, policy.max_samples))
-        self._levels[_ALONE] = _Level(
-            limit=policy.max_samples, firsts_without=self._levels[_PAUSE].firsts_without
-        )
+        pause = _Level(limit=min(policy.pause_samples, policy.max_samples))
+        alone = _Level(limit=policy.max_samples, firsts_without=pause.firsts_without)
+        self._levels = {_PAUSE: pause, _ALONE: alone}
         self._users = 0
         self._running = 0
         self._switched_s = float("-inf")  # when samples last began or ended
@@ -112,9 +126,12 @@ class YieldController:
     # What happens
 
     def arrived(self, now_s: float, users: int) -> ArrivalTag:
-        level = _level_of(users - 1) or self._idle_level(now_s)
+        level = _level_of(users) if users > 1 else self._idle_level(now_s)
+        quiet = self._running == 0
+        if quiet and level <= _PAUSE:
+            self._levels[level].rest = max(0, self._levels[level].rest - 1)
         self._users = users
-        return ArrivalTag(level, self._running == 0, self._settled(now_s))
+        return ArrivalTag(level, quiet, self._settled(now_s))
 
     def left(self, now_s: float, users: int) -> None:
         self._users = users
@@ -131,28 +148,32 @@ class YieldController:
     def first_token(self, now_s: float, tag: object, seconds: float) -> None:
         if not isinstance(tag, ArrivalTag) or not tag.counts:
             return
-        level = self._levels[tag.level]
+        level = self._level(tag.level)
         if tag.quiet:
             # Samples that began while the user waited would be counted as none.
             if self._switched_s <= now_s - seconds:
                 level.firsts_without.append((now_s, seconds))
             return
         level.firsts_with.append(seconds)
-        self._decide(level, now_s)
+        if tag.level <= _PAUSE:
+            self._decide_pauses(level, now_s)
 
     def tokens(self, now_s: float, num_tokens: int, seconds: float) -> None:
         """Of one user's completion; ``seconds`` is what they took together."""
         began_s = now_s - seconds
         if num_tokens < 1 or seconds <= 0.0 or began_s < self._switched_s + self._policy.settle_s:
             return
-        level = self._levels[_level_of(self._users)]
+        level = self._level(_level_of(self._users))
         each_s = seconds / num_tokens
         if self._running == 0:
             level.intervals_without.append((now_s, each_s))
+            level.rest = max(0, level.rest - 1)
             return
+        level.num_with += 1
         level.intervals_with.append(each_s)
         level.slow_with.append(level.slow_s is not None and each_s > level.slow_s)
-        self._decide(level, now_s)
+        if len(level.intervals_with) >= self._policy.window * level.width:
+            self._decide_beside(level, now_s)
 
     # What follows
 
@@ -160,7 +181,7 @@ class YieldController:
         """Samples that may be in the engine now; more than that are to be taken out."""
         policy = self._policy
         if self._users:
-            level = self._levels[_level_of(self._users)]
+            level = self._level(_level_of(self._users))
             self._last_beside_users = self._phase(level, now_s)
             self._ramp = max(1, self._last_beside_users)
             return self._last_beside_users
@@ -171,12 +192,17 @@ class YieldController:
         self._count_pause(now_s)
         level = self._levels[self._idle_level(now_s)]
         quiet = self._pause_is_quiet and idle_s < policy.quiet_pause_s
-        if quiet or now_s < level.blocked_until_s:
+        if quiet or (level.rest and idle_s < policy.quiet_pause_s):
             return 0
         if now_s - self._ramped_s >= policy.ramp_s:
             self._ramp = min(policy.max_samples, max(1, self._ramp) * 2)
             self._ramped_s = now_s
         return min(self._ramp, level.limit)
+
+    def _level(self, key: int) -> _Level:
+        if key not in self._levels:
+            self._levels[key] = _Level(limit=1, width=min(1 << (key - 1), _MAX_WIDTH))
+        return self._levels[key]
 
     def _count_pause(self, now_s: float) -> None:
         if self._pause_is_counted:
@@ -191,89 +217,104 @@ class YieldController:
         return _ALONE if now_s - self._idle_since_s >= self._policy.alone_s else _PAUSE
 
     def _phase(self, level: _Level, now_s: float) -> int:
-        """The limit beside users, or 0 while it is blocked or learns what they see without
-        samples.
-        """
+        """The limit beside users, or 0 while it rests or learns what they see without samples."""
         policy = self._policy
-        if now_s < level.blocked_until_s:
+        if level.rest:
             return 0
-        if level.measuring_until_s is not None:
-            enough = len(self._intervals(level, now_s)) >= policy.quiet_window
+        if level.running_since_s is None:
+            if level.measuring_until_s is None:
+                level.measuring_until_s = now_s + policy.measure_s
+            enough = len(self._intervals(level, now_s)) >= policy.quiet_window * level.width
             if not enough and now_s < level.measuring_until_s:
                 return 0
             level.measuring_until_s, level.running_since_s = None, now_s
-            level.slow_s = self._slow_s(level, now_s)
-        if level.running_since_s is None:
-            return self._measure(level, now_s)
+            level.slow_s = self._slow_s(self._intervals(level, now_s))
         if self._running and now_s - level.running_since_s > policy.run_s:
-            return self._measure(level, now_s)
+            level.end_stretch()
+            return 0
         return level.limit
 
-    def _is_idle_level(self, level: _Level) -> bool:
-        return level is self._levels[_PAUSE] or level is self._levels[_ALONE]
-
-    def _measure(self, level: _Level, now_s: float) -> int:
-        level.measuring_until_s = now_s + self._policy.measure_s
-        level.intervals_without.clear()
-        level.forget_with()
-        return 0
-
-    def _decide(self, level: _Level, now_s: float) -> None:
+    def _decide_beside(self, level: _Level, now_s: float) -> None:
+        """At the end of every window of intervals with samples."""
         policy = self._policy
-        enough_intervals = len(level.intervals_with) >= policy.window
-        enough_firsts = len(level.firsts_with) >= policy.first_window
-        if not enough_intervals and not enough_firsts:
-            return
-        rise = self._rise(level, now_s)
-        if rise is None:
-            level.forget_with()
-            return
-        judged = len(level.slow_with) >= policy.tail_window or self._is_idle_level(level)
-        slow = judged and sum(level.slow_with) > policy.tail_share * len(level.slow_with)
-        if rise > policy.median_rise or slow:
-            self._retreat(level, now_s, rise)
-        elif judged and rise <= policy.median_rise / 2:
-            self._advance(level)
-        level.forget_with()
-
-    def _rise(self, level: _Level, now_s: float) -> float | None:
-        """The worse of both medians' rises; None where there is nothing to compare with."""
-        policy = self._policy
-        rises = []
+        rises = [self._first_rise(level, now_s)]
         quiet = self._intervals(level, now_s)
-        if min(len(level.intervals_with), len(quiet)) >= policy.window // 2:
+        if len(quiet) >= policy.window * level.width // 2:
             rises.append(median(level.intervals_with) / median(quiet) - 1.0)
-        quiet = self._firsts(level, now_s)
-        enough = len(level.firsts_with) >= policy.first_window
-        if enough and len(quiet) >= policy.quiet_first_window:
-            rises.append(median(level.firsts_with) / median(quiet) - 1.0)
-        return max(rises) if rises else None
-
-    def _slow_s(self, level: _Level, now_s: float) -> float | None:
-        quiet = sorted(self._intervals(level, now_s))
-        if len(quiet) < self._policy.window:
-            return None
-        return quiet[int(0.99 * (len(quiet) - 1))] * (1 + self._policy.tail_rise)
-
-    def _retreat(self, level: _Level, now_s: float, rise: float) -> None:
-        """To half at most, and to the number that should be bearable if each costs the same."""
-        policy = self._policy
-        level.slow_start = False
-        level.slow_with.clear()
-        bearable = int(level.limit * policy.median_rise / max(rise, 2 * policy.median_rise))
-        level.limit = max(1, bearable)
-        if bearable:
+        level.intervals_with.clear()
+        known = [rise for rise in rises if rise is not None]
+        if not known:
             return
-        level.backoff_s = min(
-            max(policy.first_backoff_s, 2 * level.backoff_s), policy.longest_backoff_s
-        )
-        level.blocked_until_s = now_s + level.backoff_s
+        judged = level.num_with >= policy.tail_window * level.width
+        slow_share = sum(level.slow_with) / len(level.slow_with)
+        if max(known) <= policy.median_rise and not (judged and slow_share > policy.tail_share):
+            # Where users come and go, more is let in only when what they waited is known.
+            unknown = rises[0] is None and (level.firsts_with or level.firsts_without)
+            if judged and not unknown and max(known) <= policy.median_rise / 2:
+                self._advance(level)
+            return
+        level.slow_start = False
+        cost = self._cost(max(known), slow_share)
+        if not self._lower(level, max(known)):
+            rest = int(level.num_with * (cost - 1))
+            level.rest = min(
+                max(rest, policy.quiet_window * level.width), policy.longest_rest * level.width
+            )
+        level.end_stretch()
+
+    def _decide_pauses(self, level: _Level, now_s: float) -> None:
+        """At the first token of every user who found samples, and nobody else, in the engine."""
+        policy = self._policy
+        rise = self._first_rise(level, now_s)
+        if rise is None:
+            return
+        slow_s = self._slow_s(self._firsts(level, now_s))
+        slow = 0 if slow_s is None else sum(first_s > slow_s for first_s in level.firsts_with)
+        # One slow user of few is no news.
+        slow_share = slow / len(level.firsts_with) if slow > 1 else 0.0
+        if rise <= policy.median_rise and slow_share <= policy.tail_share:
+            if rise <= policy.median_rise / 2:
+                self._advance(level)
+        else:
+            level.slow_start = False
+            cost = self._cost(rise, slow_share)
+            if not self._lower(level, rise):
+                level.rest = min(ceil(cost) - 1, policy.longest_rest_pauses)
+
+    def _cost(self, rise: float, slow_share: float) -> float:
+        """How many times what users may notice; the part of the time that samples may run is its
+        inverse.
+        """
+        policy = self._policy
+        added = slow_share - 0.01  # by definition, without samples
+        return max(1.0, rise / policy.median_rise, added / policy.added_slow)
+
+    def _lower(self, level: _Level, rise: float) -> bool:
+        """To half at most, and to the number that should be bearable if each costs the same; False
+        if not even one is.
+        """
+        limit = self._policy.median_rise
+        bearable = int(level.limit * limit / max(rise, 2 * limit))
+        level.set_limit(max(1, bearable))
+        return bearable > 0
 
     def _advance(self, level: _Level) -> None:
-        level.backoff_s = 0.0
-        level.slow_with.clear()
         grown = level.limit * _SLOW_START_FACTOR if level.slow_start else level.limit + 1
-        level.limit = min(self._policy.max_samples, grown)
+        level.set_limit(min(self._policy.max_samples, grown))
+
+    def _first_rise(self, level: _Level, now_s: float) -> float | None:
+        """Of the median time to first token; None where too few are known."""
+        policy = self._policy
+        quiet = self._firsts(level, now_s)
+        recent = list(level.firsts_with)[-policy.kept_firsts :]
+        if len(recent) < policy.first_window or len(quiet) < policy.quiet_first_window:
+            return None
+        return median(recent) / median(quiet) - 1.0
+
+    def _slow_s(self, quiet: list[float]) -> float | None:
+        if len(quiet) < self._policy.window:
+            return None
+        return sorted(quiet)[int(0.99 * (len(quiet) - 1))] * (1 + self._policy.tail_rise)
 
     def _settled(self, now_s: float) -> bool:
         return now_s - self._switched_s >= self._policy.settle_s
