@@ -46,6 +46,7 @@ def test_one_changed_byte_is_noticed(tmp_path: Path) -> None:
     [
         ([line()], 2, "1 pairs, the spec says 2"),
         ([line(), line()], 2, "line 2: id '1' occurs twice"),
+        ([line(), line(id="2")], 2, r"line 2: prompt .1\+1. occurs twice, first in line 1"),
         ([line(), "{"], 2, "line 2: not JSON"),
         (["[]"], 1, "line 1: not a JSON object"),
         ([line(solution="")], 1, "solution must be a non-empty string"),

@@ -45,10 +45,10 @@ class Materials:
 
 
 def _shows(outcome: Outcome, attempt: Attempt) -> bool:
+    """Whether there is something in it that the attempt does not say itself."""
     return (
         outcome.verdict.passed
         and not outcome.truncated
-        and outcome.stream != attempt.stream
         and outcome.text.strip() != attempt.text.strip()
     )
 
