@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,19 @@ ENDLESS = {
 }
 
 
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    pid: int
+
+    def training_workers(self) -> list[int]:
+        """Ray's processes that will each start a rank."""
+        return [pid for pid in family(self.pid) if b"RayTrainWorker" in command_line(pid)]
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a cluster of this test's own, with two CPUs to give."""
+def cluster() -> Iterator[Cluster]:
+    """A cluster of this test's own, with two CPUs to give."""
     # Not under pytest's own directory: a socket's path must stay under 108 bytes.
     directory = tempfile.mkdtemp(prefix="opsd-ray-")
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -80,7 +91,7 @@ def cluster() -> Iterator[str]:
                 break
         else:
             pytest.fail("Ray did not start")
-        yield f"127.0.0.1:{port}"
+        yield Cluster(f"127.0.0.1:{port}", head.pid)
     finally:
         # All at once: asked to stop, it would take half a minute over it.
         for pid in family(head.pid):
@@ -99,6 +110,13 @@ def family(pid: int) -> list[int]:
     except (FileNotFoundError, ProcessLookupError):
         return []
     return [pid, *(one for child in children for one in family(child))]
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 class Group:
@@ -148,12 +166,14 @@ class Group:
 
 
 @pytest.fixture
-def make_group(cluster: str, micro_model: Path, tmp_path: Path) -> Iterator[Callable[..., Group]]:
+def make_group(
+    cluster: Cluster, micro_model: Path, tmp_path: Path
+) -> Iterator[Callable[..., Group]]:
     made: list[Group] = []
 
     def make(name: str, num_processes: int, **changes: Any) -> Group:
         run_json = write_run(tmp_path / name, micro_model, num_processes=num_processes, **changes)
-        made.append(Group(cluster, run_json))
+        made.append(Group(cluster.address, run_json))
         return made[-1]
 
     yield make
@@ -190,6 +210,22 @@ def test_two_ranks_train_what_torchrun_trains_though_one_is_killed(
     assert two.result()["outcome"] == "RUN_OUTCOME_SUCCEEDED"
     assert read_events(two.run_dir)[-1]["kind"] == "finished"
     assert adapter_bytes(two.run_dir) == adapter_bytes(reference)
+
+
+def test_a_worker_that_dies_before_the_ranks_start_is_a_lost_one(
+    make_group: Callable[..., Group], cluster: Cluster
+) -> None:
+    group = make_group("start", 2)
+    group.launch()
+    eventually(lambda: bool(cluster.training_workers()))
+    os.kill(cluster.training_workers()[0], signal.SIGKILL)
+    ended = group.end()
+    assert ended == TrainerExit(1), group.log()
+    lost = how_lost(group.run_dir, ended)
+    assert lost == "a worker was lost while the ranks were started", group.log()
+    (group.run_dir / "group.json").unlink()
+    group.launch()
+    assert group.end() == TrainerExit(0), group.log()
 
 
 def test_one_rank_trains_what_two_train_though_its_driver_is_killed(

@@ -32,7 +32,7 @@ def restarts() -> float:
     return sample.value
 
 
-def write_group(run_dir: Path, *ends: tuple[int, int | None]) -> None:
+def write_group(run_dir: Path, *ends: tuple[int | None, int | None]) -> None:
     ranks = [{"rank": rank, "exit_status": status, "host": ""} for rank, status in ends]
     (run_dir / "group.json").write_text(json.dumps({"ranks": ranks}))
 
@@ -55,6 +55,7 @@ def write_outcome(run_dir: Path, outcome: str) -> None:
         # Rank 0 fails because its peer is gone: that is no failure of the run.
         ([(0, FAILED), (1, KILLED)], "FAILED", 1, "rank 1 was killed by SIGKILL"),
         ([(1, -11), (3, None)], "FAILED", 1, "rank 1 was killed by SIGSEGV, rank 3 was lost with"),
+        ([(None, None)], "", 1, "a worker was lost while the ranks were started"),
         # torch aborts a rank whose peer has failed.
         ([(0, ABORTED), (1, FAILED)], "", 1, ""),
         ([(0, ABORTED)], "", 1, "rank 0 was killed by SIGABRT"),

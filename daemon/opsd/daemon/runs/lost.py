@@ -28,7 +28,7 @@ _AFTER_A_PEER: Final = frozenset({-signal.SIGTERM, -signal.SIGABRT})
 class RankEnd:
     """A line of ``group.json``."""
 
-    rank: int
+    rank: int | None  # None: a worker that was lost before it had one
     exit_status: int | None  # negative for a signal; None: nobody saw it
     host: str
 
@@ -38,6 +38,8 @@ class RankEnd:
 
     def __str__(self) -> str:
         where = f" on {self.host}" if self.host else ""
+        if self.rank is None:
+            return f"a worker{where} was lost while the ranks were started"
         if self.exit_status is None:
             return f"rank {self.rank}{where} was lost with its worker"
         return f"rank {self.rank}{where} was killed by {_signal_name(-self.exit_status)}"
@@ -71,7 +73,7 @@ def _read_group(run_dir: Path) -> list[RankEnd]:
     try:
         return [
             RankEnd(
-                rank=int(one["rank"]),
+                rank=None if one["rank"] is None else int(one["rank"]),
                 exit_status=None if one["exit_status"] is None else int(one["exit_status"]),
                 host=str(one["host"]),
             )

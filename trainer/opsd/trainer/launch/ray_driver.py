@@ -212,6 +212,7 @@ class Driver:
         """The ends with those of the workers that Ray lost; raises what was no loss."""
         from ray.train import ControllerError, WorkerGroupError
         from ray.train.v2._internal.exceptions import (
+            WorkerGroupStartupFailedError,
             WorkerGroupStartupTimeoutError,
             WorkerHealthCheckFailedError,
             WorkerHealthCheckTimeoutError,
@@ -233,6 +234,10 @@ class Driver:
                     "process, but other work holds them (waited pool.ray_timeout_s = "
                     f"{self._pool.timeout_s:g}): end that work, or set pool.ray_resource"
                 ) from error
+            if isinstance(error.controller_failure, WorkerGroupStartupFailedError):
+                # Ray does not say which. One that can never start is lost again, up to the limit.
+                print(error.controller_failure, file=sys.stderr, flush=True)
+                return [*ends, RankEnd(None, None)]
             raise _root(error.controller_failure) from error
         raise error
 
