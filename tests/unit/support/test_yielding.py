@@ -83,6 +83,17 @@ def test_samples_that_cost_too_much_are_tried_ever_more_rarely() -> None:
     assert world.sampled > 0
 
 
+def test_a_rest_ends_though_nobody_streams_any_more() -> None:
+    world = World(cost=1.0)
+    world.run(120)
+    while world.review():
+        world.step()
+    world.now_s += POLICY.longest_rest_s + 1.0
+    world.review()  # learns what users see without, as long as it may
+    world.now_s += POLICY.measure_s
+    assert world.review() == 1
+
+
 def test_a_slow_tail_counts_where_the_median_shows_nothing() -> None:
     class Spiky(World):
         def step(self) -> None:

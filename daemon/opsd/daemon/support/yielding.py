@@ -40,8 +40,10 @@ class YieldPolicy:
     quiet_first_window: int = 16
     kept_firsts: int = 32  # with samples, since their number last changed
     added_slow: float = 0.005  # share of slow ones that samples may add to the whole
-    longest_rest: int = 4096  # observations of each user without samples, where one is noticed,
-    longest_rest_pauses: int = 32  # and pauses
+    # Where even one is noticed, without samples at most:
+    longest_rest: int = 4096  # observations of each user,
+    longest_rest_s: float = 300.0  # whatever is observed: users may stream no more,
+    longest_rest_pauses: int = 32
     settle_s: float = 0.02  # after samples began or ended, what is in the engine's queue counts not
     idle_s: float = 0.25  # without users, before more samples than beside users are let in,
     alone_s: float = 10.0  # and before nobody is about
@@ -88,6 +90,7 @@ class _Level:
     measuring_until_s: float | None = None  # None: samples may run
     running_since_s: float | None = None
     rest: int = 0  # observations, or pauses, that stay without samples
+    rest_until_s: float = float("inf")
     slow_start: bool = True
 
     def end_stretch(self) -> None:
@@ -219,8 +222,9 @@ class YieldController:
     def _phase(self, level: _Level, now_s: float) -> int:
         """The limit beside users, or 0 while it rests or learns what they see without samples."""
         policy = self._policy
-        if level.rest:
+        if level.rest and now_s < level.rest_until_s:
             return 0
+        level.rest = 0
         if level.running_since_s is None:
             if level.measuring_until_s is None:
                 level.measuring_until_s = now_s + policy.measure_s
@@ -260,6 +264,7 @@ class YieldController:
             level.rest = min(
                 max(rest, policy.quiet_window * level.width), policy.longest_rest * level.width
             )
+            level.rest_until_s = now_s + policy.longest_rest_s
         level.end_stretch()
 
     def _decide_pauses(self, level: _Level, now_s: float) -> None:
