@@ -186,7 +186,7 @@ async def test_the_one_that_came_last_leaves_first(support) -> None:
     await until(lambda: support.engine.running == 2)
     assert sorted(support.admission._inside) == [0, 1]
     support.limit.limit = 0
-    await until(lambda: support.engine.running == 0)
+    await until(lambda: len(support.admission._waiting) == 4)
     support.limit.limit = 2
     await until(lambda: support.engine.running == 2)
     # Those that came first are the first to come back.
