@@ -6,11 +6,6 @@ student as it can get. Rounds of the same users' load with and without the run a
 AB …), so that a machine that drifts treats both alike; the first pair, in which the controller
 learns, does not count.
 
-Quantiles are of all rounds of a kind together: a round alone has too few completions for a 99th
-percentile. Beside each ratio stand the ends of its 95 % interval (the pairs drawn anew, 1,000
-times) and a control: the same ratio of every other round without the run to the rest of those. It
-is what the machine does by itself.
-
 A load is a number of users who each send the next request ``pause_s`` seconds (drawn from an
 exponential distribution) after the last answer ended.
 """
@@ -23,18 +18,18 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
-import numpy as np
 import torch
 from prometheus_client import REGISTRY
 from safetensors.torch import save_file
 
+from beside_rounds import METRICS, Load, Seen, comparison, completions, rate
 from opsd.daemon.adapters.files import content_digest, model_fingerprint
 from opsd.daemon.adapters.intake import ServedModel
 from opsd.daemon.adapters.residency import Residency
@@ -62,50 +57,7 @@ _NUM_PROMPTS = 64
 _ATTEMPT_TOKENS = 128
 _ANSWER_TOKENS = 64
 _MAX_SEQS = 64
-_REDRAWS = 1_000
 _LINE_LIMIT = 1 << 24  # bytes; a round's times are one line
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    users: int
-    pause_s: float
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """By the users of one round; times are seconds."""
-
-    first_token_s: list[float]
-    interval_s: list[float]  # seconds a token
-    num_tokens: int
-    wall_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    of: str  # a field of Seen
-    quantile: float
-    bound: float  # of the ratio
-
-    @property
-    def name(self) -> str:
-        return f"{self.of.removesuffix('_s')}_p{self.quantile * 100:.0f}"
-
-    def value(self, rounds: Sequence[Seen]) -> float:
-        pooled = np.concatenate([getattr(seen, self.of) for seen in rounds])
-        return float(np.quantile(pooled, self.quantile))
-
-    def ratio(self, rounds: Sequence[Seen], to: Sequence[Seen]) -> float:
-        return self.value(rounds) / self.value(to)
-
-
-METRICS = tuple(
-    Metric(of, quantile, bound)
-    for of in ("first_token_s", "interval_s")
-    for quantile, bound in ((0.5, 1.10), (0.99, 1.25))
-)
 
 
 # The users' process
@@ -380,29 +332,6 @@ async def one_round(users: Other, load: Load) -> Seen:
     return Seen(**json.loads(await users.ask(json.dumps(asdict(load)))))
 
 
-def completions(rounds: Sequence[Seen]) -> int:
-    return sum(len(seen.first_token_s) for seen in rounds)
-
-
-def rate(rounds: Sequence[Seen]) -> float:
-    return sum(seen.num_tokens for seen in rounds) / sum(seen.wall_s for seen in rounds)
-
-
-def comparison(metric: Metric, alone: Sequence[Seen], beside: Sequence[Seen]) -> dict[str, Any]:
-    draw = np.random.default_rng(0)
-    drawn = draw.integers(len(alone), size=(_REDRAWS, len(alone)))
-    ratios = [metric.ratio([beside[i] for i in d], [alone[i] for i in d]) for d in drawn]
-    low, high = np.quantile(ratios, (0.025, 0.975))
-    return {
-        "alone_s": metric.value(alone),
-        "beside_s": metric.value(beside),
-        "ratio": metric.ratio(beside, alone),
-        "interval": [float(low), float(high)],
-        "control": metric.ratio(alone[1::2], alone[::2]) if len(alone) > 1 else None,
-        "bound": metric.bound,
-    }
-
-
 def sampled_tokens() -> float:
     return REGISTRY.get_sample_value("opsd_run_sampler_tokens_total") or 0.0
 
@@ -438,29 +367,3 @@ def write_adapter(model: Path, path: Path, seed: int) -> None:
         "target_modules": sorted(name.split(".")[1] for name in shapes),
     }
     (path / "adapter_config.json").write_text(json.dumps(settings))
-
-
-def print_table(report: dict[str, Any]) -> None:
-    print(f"the run alone: {report['run_alone_tokens_per_s']:.0f} tokens/s")
-    print(
-        f"{'users':>12}  {'metric':<16}{'alone':>10}{'beside':>10}{'ratio':>8}{'95 %':>16}"
-        f"{'bound':>8}{'control':>9}"
-    )
-    for row in report["loads"]:
-        load = row["load"]
-        name = f"{load['users']}" + (f", pause {load['pause_s']:g} s" if load["pause_s"] else "")
-        for metric, cell in row["metrics"].items():
-            low, high = cell["interval"]
-            control = "-" if cell["control"] is None else f"{cell['control']:.3f}"
-            print(
-                f"{name:>12}  {metric:<16}{cell['alone_s'] * 1e3:>8.1f}ms"
-                f"{cell['beside_s'] * 1e3:>8.1f}ms{cell['ratio']:>8.3f}"
-                f"{f'{low:.3f} to {high:.3f}':>16}{cell['bound']:>8.2f}{control:>9}"
-            )
-        kept = all(cell["ratio"] <= cell["bound"] for cell in row["metrics"].values())
-        print(
-            f"{name:>12}  {row['completions']['beside']} completions; the run got "
-            f"{row['run_tokens_per_s']:.0f} tokens/s beside "
-            f"{row['users_tokens_per_s']['beside']:.0f} of the users'; "
-            f"{'within' if kept else 'NOT within'} 10 % at the median and 25 % at p99"
-        )

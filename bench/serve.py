@@ -17,7 +17,7 @@ is more than direct: good for tokens/s, bad for times. Rounds before the first p
     python bench/serve.py [--model DIR] [--streams 1,16,64] [--pairs 7] [--json FILE]
 
 With --beside-run it measures instead what users notice of a training run that samples from the
-engine that serves them (beside_run.py), at loads USERS or USERS:PAUSE_S:
+engine that serves them (beside_run.py, beside_rounds.py), at loads USERS or USERS:PAUSE_S:
 
     python bench/serve.py --beside-run 1,8,4:2 [--seconds 20] [--pairs 7] [--json FILE]
 """
@@ -43,6 +43,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import grpc
 import uvloop
 
+import beside_rounds
 import beside_run
 from opsd.daemon.adapters.routing import Router
 from opsd.daemon.config.schema import EngineConfig, ModelConfig, ServerConfig
@@ -297,7 +298,7 @@ def main() -> None:
         if options.beside_run:
             loads = [parse_load(text, options.seconds) for text in options.beside_run.split(",")]
             report = uvloop.run(beside_run.measure(model, loads, options.pairs))
-            beside_run.print_table(report)
+            beside_rounds.print_table(report)
         else:
             report = uvloop.run(measure(model, streams, options.pairs, options.tokens))
             print_table(report)
@@ -305,10 +306,10 @@ def main() -> None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def parse_load(text: str, seconds: float) -> beside_run.Load:
+def parse_load(text: str, seconds: float) -> beside_rounds.Load:
     """ "8" or "8:2.5": users, and the pause between their requests in seconds."""
     users, _, pause = text.partition(":")
-    return beside_run.Load(int(users), float(pause or 0.0), seconds)
+    return beside_rounds.Load(int(users), float(pause or 0.0), seconds)
 
 
 def make_micro_model(path: Path) -> str:
