@@ -87,7 +87,7 @@ class _Level:
     slow_with: deque[bool] = field(default_factory=lambda: deque(maxlen=_MAX_KEPT))
     num_with: int = 0  # intervals of this stretch with samples
     slow_s: float | None = None  # an interval above it is a slow one
-    measuring_until_s: float | None = None  # None: samples may run
+    measuring_until_s: float | None = None  # what users see without samples
     running_since_s: float | None = None
     rest: int = 0  # observations, or pauses, that stay without samples
     rest_until_s: float = float("inf")
