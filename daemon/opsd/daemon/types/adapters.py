@@ -34,7 +34,9 @@ class Adapter:
     created_unix_s: float
 
     def handle(self) -> AdapterHandle:
-        return AdapterHandle(name=self.name, lora_id=self.lora_id, path=self.path)
+        return AdapterHandle(
+            name=self.name, lora_id=self.lora_id, path=self.path, sha256=self.sha256
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Incumbent:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
+    """One line of the audit log; ``opsd.daemon.types.audit`` says what its hash covers."""
+
     id: int
     time_unix_s: float
     actor: str
@@ -60,3 +64,5 @@ class AuditEntry:
     subject: str
     reason: str
     detail_json: str = "{}"
+    prev_sha256: str = ""  # the entry's before
+    entry_sha256: str = ""

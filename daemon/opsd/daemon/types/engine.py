@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -22,6 +22,7 @@ class AdapterHandle:
     name: str
     lora_id: int
     path: str
+    sha256: str = field(default="", compare=False)  # of its content, where that is known
 
 
 class FinishReason(StrEnum):
@@ -81,6 +82,40 @@ class EngineChunk:
     # Where asked for, one a token: nats, of the model's distribution at temperature 1, before
     # top-p and top-k.
     logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """How likely the model finds an answer that is given, token by token."""
+
+    request_id: str
+    messages: tuple[ChatMessage, ...]
+    answer_ids: tuple[int, ...]  # at least one
+    num_top: int  # most likely tokens to be told at each position, at most 20
+    max_tokens: int  # of prompt and answer; the answer's end beyond them is left out
+    enable_thinking: bool = False
+    adapter: AdapterHandle | None = None  # None: base
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """One position of the answer: log-probabilities in nats, of the model's distribution at
+    temperature 1, of the ``num_top`` most likely tokens and the one that stands there."""
+
+    token_id: int
+    logprobs: Mapping[int, float]
+
+
+class AnswerScorer(Protocol):
+    """An engine that scores what is given."""
+
+    async def score(self, request: ScoreRequest) -> tuple[TokenScore, ...]:
+        """One entry for each of ``answer_ids`` that there is room for; none when there is for none.
+
+        Raises InvalidInputError or EngineError.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

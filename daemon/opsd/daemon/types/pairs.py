@@ -20,11 +20,25 @@ class Verdict:
     verifier: str
     evidence: str
     duration_s: float = 0.0
+    answered: bool = True  # False: the text held no answer to judge
 
 
 class PairStatus(StrEnum):
     VERIFIED = "verified"  # may be trained on
     UNVERIFIED = "unverified"  # kept with its verdict, never trained on
+    QUARANTINED = "quarantined"  # kept apart, never trained on unless a person releases it
+    PURGED = "purged"  # its content is erased; the row stays, so that it cannot come back unnoticed
+
+
+class Origin(StrEnum):
+    """How a pair came about; what the model made itself is kept apart and capped."""
+
+    SUBMITTED = "submitted"  # by a client or an operator
+    IMPORTED = "imported"  # from a file of a data set
+    FEEDBACK = "feedback"  # a correction or an answer sent back for an attempt
+    OWN_ATTEMPT = "own_attempt"  # the model's own trace on a problem whose answer is known
+    SELF_CONSISTENCY = "self_consistency"  # the majority of the model's samples is the answer
+    SELF_PLAY = "self_play"  # the model proposed the problem too
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +65,8 @@ class Pair:
     created_unix_s: float
     content_sha256: str
     prompt_key: str  # SHA-256 of the normalised prompt: what decontamination compares
+    origin: Origin = Origin.SUBMITTED
+    quarantine_reason: str = ""  # why it is QUARANTINED
 
 
 class AddPairKind(StrEnum):
@@ -59,13 +75,17 @@ class AddPairKind(StrEnum):
     STORED = "stored"
     ALREADY_STORED = "already_stored"  # same id, same content
     DUPLICATE = "duplicate"  # same content under another id
+    NEAR_DUPLICATE = "near_duplicate"  # nearly the same problem with the same solution
     ID_CONFLICT = "id_conflict"  # same id, other content
+    PURGED = "purged"  # this content, or what had this id, was purged; it stays out
+    OVER_QUOTA = "over_quota"  # its submitter has used up a quota
 
 
 @dataclass(frozen=True, slots=True)
 class AddPairResult:
     kind: AddPairKind
-    pair: Pair  # the one in the store after the call
+    pair: Pair | None  # the one in the store after the call; OVER_QUOTA: none
+    detail: str = ""  # OVER_QUOTA: which limit, how much of it is used, when it resets
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +93,8 @@ class PairCounts:
     verified: int
     unverified: int
     new_since_last_run: int  # verified, in no run's snapshot, stored after the newest snapshot
+    quarantined: int = 0
+    purged: int = 0
 
 
 class Rating(StrEnum):
@@ -93,6 +115,8 @@ class Attempt:
     created_unix_s: float
     rating: Rating | None = None
     comment: str = ""
+    canary_share: float | None = None  # the chance that its adapter was the canary; None: no draw
+    caller: str = ""  # hashed, as the canary's comparison counts callers
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +128,5 @@ class SuiteItem:
     verifier: str
     reference: str
     stratum: str = ""
+    cluster: str = ""  # items of one cluster (a passage, a template) are not independent; "": alone
+    solution: str = ""  # for measuring whether an adapter can still read a key; "": the reference
