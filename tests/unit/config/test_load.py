@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from opsd.daemon.config.lines import key_lines
 from opsd.daemon.config.load import OriginKind, find_config, load_config
 from opsd.daemon.config.problems import hide_secrets
 from opsd.daemon.config.schema import OpsdConfig
-from opsd.daemon.config.template import resolved, template, toml_value
+from opsd.daemon.config.template import default_of, resolved, template, toml_value
 from opsd.daemon.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -41,6 +42,8 @@ FILE_ERRORS = [
     # Typos, in keys and tables
     ("[server]\nprot = 1\n", "F:2: server.prot: no such key; did you mean server.port?"),
     ("[sever]\nport = 1\n", "F:1: sever: no such key; did you mean [server]?"),
+    ("[gate.margins]\nfoo = 1\n", "F:2: gate.margins.foo: no such key; known here: markers_loss,"),
+    ("[signing]\ntrusted_keys = ['abc']\n", "trusted_keys[0]: 'abc' is no public key: write ed255"),
     ("[objective]\n", "F:1: objective: no such key; did you mean [training.objective]?"),
     ("rank = 3\n", "F:1: rank: no such key; did you mean training.lora.rank?"),
     ("[server]\nzzzz = 1\n", "F:2: server.zzzz: no such key; known here: host, port"),
@@ -78,6 +81,15 @@ FILE_ERRORS = [
         "F:3: gate.suites[0].margin: 2 is not allowed",
     ),
     ("[gate.suites]\nname = 'a'\n", "write [[gate.suites]] with two brackets"),
+    (
+        "[[gate.suites]]\nname='a'\npath='p'\nrole='guard'\nsealed=true\n",
+        "suite 'a' is sealed without a budget: set budget to the number of gates",
+    ),
+    ("[gate]\nsamples = 4\n", "gate.samples is 4, but gate.temperature is 0"),
+    (
+        "[[gate.suites]]\nname='a'\npath='p'\nrole='guard'\nsamples=2\n",
+        "samples of suite 'a' is 2, but gate.temperature is 0",
+    ),
     (
         "[[gate.suites]]\nname='a'\npath='p'\nrole='guard'\n[[gate.suites]]\nname='a'\npath='q'\n"
         "role='guard'\n",
@@ -260,9 +272,8 @@ def test_origins(tmp_path: Path) -> None:
     assert origins["server.port"] == f"{path}:3"
     assert origins["log.level"] == "environment OPSD_LOG__LEVEL"
     assert origins["server.host"] == "default"
-    assert set(origins) == {key.name for key in all_keys().values() if not key.in_list} - {
-        "gate.suites"
-    }
+    keys = [key for key in all_keys().values() if not key.in_list]
+    assert set(origins) == {key.name for key in keys if key.element is None}
 
 
 # --- the template
@@ -281,13 +292,20 @@ def test_the_template_holds_every_key_and_loads_as_the_defaults(tmp_path: Path) 
 
 
 def test_the_templates_commented_defaults_are_the_defaults(tmp_path: Path) -> None:
+    # Lists of tables are left out: their keys have no table here.
+    entries = [entry for entry in template().split("\n\n") if "#[[" not in entry]
     lines = [
         line.removeprefix("#") if line.startswith("#") and line[1:2].isalpha() else line
-        for line in template().splitlines()
-        if not line.endswith("…") and not line.startswith("#[[")
+        for line in "\n\n".join(entries).splitlines()
+        if not line.endswith("…")
     ]
     # The keys of [[gate.suites]] have no table here.
-    text = "\n".join(line for line in lines if line != "margin = 0.02")
+    of_suites = {
+        f"{key.path[-1]} = {toml_value(default_of(key))}"
+        for key in all_keys().values()
+        if key.in_list and not key.field.is_required()
+    }
+    text = "\n".join(line for line in lines if line not in of_suites)
     loaded = load_config(write(tmp_path, text), {}).config
     default = OpsdConfig(model={"path": "/path/to/model"})  # type: ignore[arg-type]
     assert loaded.model_copy(update={"state_dir": default.state_dir}) == default
@@ -399,8 +417,6 @@ def test_a_good_configuration_has_no_problem(tmp_path: Path) -> None:
         ({"OPSD_STATE_DIR": "opsd.toml/x"}, "cannot be written by this user"),
         ({"OPSD_ENGINE__DEVICE": "cuda"}, 'engine.device: "cuda", but no NVIDIA GPU'),
         ({"OPSD_POOL__DEVICE": "cuda"}, 'pool.device: "cuda", but no NVIDIA GPU'),
-        ({"OPSD_PROMOTION__CANARY_SHARE": "0.1"}, "while promotion.canary_duration_s is 0"),
-        ({"OPSD_PROMOTION__CANARY_DURATION_S": "9"}, "while promotion.canary_share is 0"),
         ({"OPSD_RUNS__TRIGGERS__CRON": "every day"}, "is no crontab expression"),
         ({"OPSD_RUNS__TRIGGERS__TIMEZONE": "Mars"}, "is no time zone"),
         ({"OPSD_RUNS__STALL_TIMEOUT_S": "5"}, "would kill a healthy trainer"),
@@ -463,3 +479,49 @@ def test_the_reference_page_is_up_to_date() -> None:
 def test_a_home_that_is_not_there_is_a_path_like_others(tmp_path: Path) -> None:
     loaded = load_config(write(tmp_path, template(model_path="~nobody-here/model")), {})
     assert loaded.config.model.path == str(tmp_path / "~nobody-here/model")
+
+
+@pytest.mark.parametrize(
+    ("hygiene", "key", "message"),
+    [
+        ({"languages": ["en", "english"]}, "languages", "english is no language code"),
+        ({"scrubber": "no_such_module.x:fn"}, "scrubber", "there is no module no_such_module.x"),
+        ({"scrubber": "built-in"}, "scrubber", "built-in is not known"),
+        ({"scrubber": ":fn"}, "scrubber", "there is no module "),
+        ({"scrubber": "builtin", "languages": ["en"]}, "", ""),
+        ({"scrubber": "json.encoder:encode_basestring"}, "", ""),
+    ],
+)
+def test_what_hygiene_names_is_checked(hygiene: dict[str, Any], key: str, message: str) -> None:
+    found = check_environment(OpsdConfig(collect={"hygiene": hygiene}))  # type: ignore[arg-type]
+    said = [(p.key, p.message) for p in found if p.key.startswith("collect")]
+    assert said == ([(f"collect.hygiene.{key}", message)] if key else [])
+
+
+def test_what_verifiers_need_is_checked(tmp_path: Path) -> None:
+    verify: dict[str, Any] = {
+        "python_packages": ["packages"],
+        "commands": [
+            {"name": "a", "argv": ["check"], "sandbox": False, "read_only": [str(tmp_path)]},
+            {"name": "b", "argv": ["/nowhere/check"]},
+            {"name": "c", "argv": [sys.executable], "read_only": ["/nowhere/rules", "/tmp"]},
+        ],
+        "remotes": [
+            {"name": "c", "address": "x:1", "ca_file": str(tmp_path)},
+            {"name": "d", "address": "x:1", "transport": "tls", "cert_file": str(tmp_path)},
+        ],
+    }
+    found = check_environment(OpsdConfig(verify=verify))  # type: ignore[arg-type]
+    said = {problem.key: problem.message for problem in found if problem.key.startswith("verify")}
+    assert said == {
+        "verify.python_packages[0]": "packages is not an absolute path",
+        "verify.commands[0].argv": "check is not an absolute path",
+        "verify.commands[0].read_only": "has no effect without a sandbox",
+        "verify.commands[1].argv": "/nowhere/check is not there",
+        "verify.commands[2].read_only": "/nowhere/rules is not there",
+        "verify.remotes[0].transport": "is not tls, so the PEM files have no effect",
+        "verify.remotes[1].cert_file": "goes with key_file",
+    }
+    twice = {"commands": [{"name": "a", "argv": ["/x"]}] * 2}
+    with pytest.raises(ValueError, match="names must differ, got a, a"):
+        OpsdConfig(verify=twice)  # type: ignore[arg-type]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from opsd.daemon.config import training_rules
@@ -45,6 +47,8 @@ def _findings(config: OpsdConfig, has_gpu: Callable[[], bool]) -> Iterator[_Find
     yield from _state_dir(config)
     yield from _store(config)
     yield from _suites(config)
+    yield from _verifiers(config)
+    yield from _hygiene(config)
     yield from _devices(config, has_gpu)
     yield from _ray(config)
     yield from _triggers(config)
@@ -115,6 +119,55 @@ def _suites(config: OpsdConfig) -> Iterator[_Finding]:
         )
 
 
+def _verifiers(config: OpsdConfig) -> Iterator[_Finding]:
+    verify = config.verify
+    paths = [(f"verify.python_packages[{n}]", p) for n, p in enumerate(verify.python_packages)]
+    for index, command in enumerate(verify.commands):
+        key = f"verify.commands[{index}]"
+        paths.append((f"{key}.argv", command.argv[0]))
+        paths += [(f"{key}.read_only", path) for path in command.read_only]
+        if command.read_only and not command.sandbox:
+            yield (
+                f"{key}.read_only",
+                "has no effect without a sandbox",
+                "unset it, or remove sandbox = false",
+            )
+    for index, remote in enumerate(verify.remotes):
+        key = f"verify.remotes[{index}]"
+        files = {name: getattr(remote, name) for name in ("ca_file", "cert_file", "key_file")}
+        paths += [(f"{key}.{name}", path) for name, path in files.items() if path]
+        if any(files.values()) and remote.transport != "tls":
+            yield f"{key}.transport", "is not tls, so the PEM files have no effect", 'write "tls"'
+        if bool(remote.cert_file) != bool(remote.key_file):
+            yield f"{key}.cert_file", "goes with key_file", "set both or neither"
+    for key, path in paths:
+        if not os.path.isabs(path):
+            yield key, f"{path} is not an absolute path", "write it from /"
+        elif not os.path.exists(path):
+            yield key, f"{path} is not there", "mend the path, or install it"
+
+
+def _hygiene(config: OpsdConfig) -> Iterator[_Finding]:
+    """What can be told without loading a scrubber or the model of languages."""
+    hygiene = config.collect.hygiene
+    for language in hygiene.languages:
+        if not re.fullmatch("[a-z]{2,3}", language):
+            yield (
+                "collect.hygiene.languages",
+                f"{language} is no language code",
+                "use ISO 639-1, e.g. en",
+            )
+    name = hygiene.scrubber
+    if not name or name == "builtin" or name in entry_points(group="opsd.scrubbers").names:
+        return
+    module, colon, _ = name.partition(":")
+    key = "collect.hygiene.scrubber"
+    if not colon:
+        yield key, f"{name} is not known", "write builtin, module:function or an entry point's name"
+    elif importlib.util.find_spec(module.partition(".")[0] or "-") is None:
+        yield key, f"there is no module {module}", "install it where the daemon runs"
+
+
 def _devices(config: OpsdConfig, has_gpu: Callable[[], bool]) -> Iterator[_Finding]:
     here = {"engine.device": config.engine.device}
     if config.pool.launcher == "torchrun":
@@ -181,16 +234,6 @@ def _triggers(config: OpsdConfig) -> Iterator[_Finding]:
 
 
 def _timing(config: OpsdConfig) -> Iterator[_Finding]:
-    promotion = config.promotion
-    if (promotion.canary_share > 0) != (promotion.canary_duration_s > 0):
-        zero, other = "canary_duration_s", "canary_share"
-        if promotion.canary_share == 0:
-            zero, other = other, zero
-        yield (
-            f"promotion.{other}",
-            f"has no effect while promotion.{zero} is 0",
-            f"set promotion.{zero} too, or both to 0",
-        )
     stall, beat = config.runs.stall_timeout_s, config.training.heartbeat_interval_s
     if stall <= 2 * beat:
         yield (

@@ -137,7 +137,8 @@ def suggest_key(path: Sequence[str | int]) -> str:
     elsewhere = [name for name in known if name.rpartition(".")[2] == leaf]
     if elsewhere:
         return elsewhere[0]
-    whole = difflib.get_close_matches(".".join(names), known, 1, 0.75)
+    others = [name for name in known if name != above]
+    whole = difflib.get_close_matches(".".join(names), others, 1, 0.75)
     return whole[0] if whole else ""
 
 
@@ -150,13 +151,20 @@ def _allowed(key: Key) -> str:
         return "a list of tables"
     if get_origin(kind) is tuple:
         least = "" if _bound(key.field, "min_length") is None else " that is not empty"
-        return f"a list of strings{least}"
+        return f"a list of {_items(get_args(kind)[0])}{least}"
     pattern = _bound(key.field, "pattern")
     if kind in (str, Path):
         what = "a path" if kind is Path else "a string"
         return what if pattern is None else f"a string that matches {pattern}"
     name = {bool: "true or false", int: "an integer", float: "a number"}[kind]
     return name + _range(key.field)
+
+
+def _items(annotation: Any) -> str:
+    kind = bare_type(annotation)
+    if get_origin(kind) is Literal:
+        return ", ".join(f'"{word}"' for word in get_args(kind))
+    return "numbers" if kind is float else "strings"
 
 
 def _bound(field: FieldInfo, name: str) -> Any:

@@ -255,11 +255,15 @@ def _absolute(config: OpsdConfig, base: Path) -> OpsdConfig:
     if sqlite is not None and not sqlite[2].startswith((":memory:", "file:")):
         url = f"{sqlite[1]}{anchored(sqlite[2])}{sqlite[3]}"
         store = store.model_copy(update={"url": url})
+    signing = config.signing
+    if signing.key_file:
+        signing = signing.model_copy(update={"key_file": str(anchored(signing.key_file))})
     return config.model_copy(
         update={
             "state_dir": anchored(config.state_dir),
             "model": model,
             "gate": config.gate.model_copy(update={"suites": suites}),
             "store": store,
+            "signing": signing,
         }
     )

@@ -6,7 +6,15 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from opsd.daemon.config.keys import Key, all_keys, dotted, find_key, sections, suggest_key
+from opsd.daemon.config.keys import (
+    Key,
+    all_keys,
+    bare_type,
+    dotted,
+    find_key,
+    sections,
+    suggest_key,
+)
 from opsd.daemon.config.lines import KeyPath
 from opsd.daemon.config.problems import Problem, shown
 
@@ -36,7 +44,12 @@ def _allowed_at(key: Key, path: KeyPath) -> str:
     """Of the key, or of one element of its list."""
     if not isinstance(path[-1], int):
         return key.allowed
-    return "a table" if key.element is not None else "a string"
+    if key.element is not None:
+        return "a table"
+    inner = bare_type(get_args(key.kind)[0])
+    if get_origin(inner) is Literal:
+        return "one of " + ", ".join(f'"{word}"' for word in get_args(inner))
+    return "a number from 0 to 1" if inner is float else "a string"
 
 
 def _fix(key: Key, path: KeyPath, value: Any) -> str:

@@ -20,8 +20,8 @@ commented file, `opsd config check` says what is wrong with it, and `opsd config
 value with where it came from.
 
 The file is the first of: `--config FILE`, `$OPSD_CONFIG`, `./opsd.toml`, `/etc/opsd/opsd.toml`.
-Relative paths (`state_dir`, `model.path`, the suites' `path`, an SQLite file in `store.url`) are
-taken from the file's directory; without a file, from the working directory.
+Relative paths (`state_dir`, `model.path`, the suites' `path`, an SQLite file in `store.url`,
+`signing.key_file`) are taken from the file's directory; without a file, from the working directory.
 Unknown keys are errors.
 
 An environment variable is named `OPSD_` and the key's path in capitals, joined by two underscores:

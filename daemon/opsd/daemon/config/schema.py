@@ -10,8 +10,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from opsd.daemon.config.collect import CollectConfig as CollectConfig
+from opsd.daemon.config.gate import GateConfig
+from opsd.daemon.config.promotion import PromotionConfig
 from opsd.daemon.config.section import Fraction, Port, PositiveInt, PositiveSeconds, Section
+from opsd.daemon.config.signing import SigningConfig
 from opsd.daemon.config.training import TrainingConfig
+from opsd.daemon.config.verify import VerifyConfig
 
 
 class ModelConfig(Section):
@@ -97,20 +102,6 @@ class StoreConfig(Section):
     )
 
 
-class CollectConfig(Section):
-    verifier_processes: PositiveInt = Field(default=1, description="Processes that verify pairs.")
-    verifier_timeout_s: PositiveSeconds = Field(
-        default=10.0,
-        description="A verification that takes longer is killed; its verdict is error.",
-    )
-    max_prompt_kib: PositiveInt = Field(
-        default=64, description="Longest prompt of a pair, in KiB of UTF-8."
-    )
-    max_solution_kib: PositiveInt = Field(
-        default=256, description="Longest solution of a pair, in KiB of UTF-8."
-    )
-
-
 class PoolConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="What the trainer runs on."
@@ -175,7 +166,11 @@ class RunsConfig(Section):
         default=32, description="A run on fewer verified pairs is refused."
     )
     max_pairs: PositiveInt = Field(
-        default=20000, description="The newest so many pairs go into a shard."
+        default=20000, description="So many pairs at most go into a shard."
+    )
+    recency: Fraction = Field(
+        default=0.5,
+        description="Share of them that is the newest pairs; the rest is drawn from all.",
     )
     start_timeout_s: PositiveSeconds = Field(
         default=600.0, description="Until the trainer's first event, in seconds."
@@ -199,51 +194,6 @@ class RunsConfig(Section):
     )
 
 
-class SuiteConfig(Section):
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="In reports and metrics.")
-    path: str = Field(
-        description="JSON lines: id, prompt, verifier, reference and, if wanted, stratum."
-    )
-    role: Literal["target", "guard"] = Field(
-        description="target must improve, guard must not regress."
-    )
-    margin: float = Field(
-        default=0.02,
-        ge=0.0,
-        le=1.0,
-        description="guard: the loss tolerated; target: the gain asked for (fractions).",
-    )
-
-
-class GateConfig(Section):
-    suites: tuple[SuiteConfig, ...] = Field(
-        default=(), description="Held-out problems: [[gate.suites]]."
-    )
-    confidence: float = Field(
-        default=0.95, gt=0.5, lt=1.0, description="Of the intervals; 1 - it is alpha."
-    )
-    max_tokens: PositiveInt = Field(default=1024, description="New tokens of one answer.")
-    temperature: float = Field(default=0.0, ge=0.0, le=10.0, description="0 is greedy.")
-    enable_thinking: bool = Field(default=False, description="The chat template's enable_thinking.")
-    concurrency: PositiveInt = Field(default=16, description="Items in the engine at once.")
-    timeout_s: PositiveSeconds = Field(
-        default=14400.0, description="An evaluation that takes longer fails."
-    )
-    max_error_fraction: Fraction = Field(
-        default=0.02, description="More items without an outcome than this: inconclusive."
-    )
-
-
-class PromotionConfig(Section):
-    canary_share: float = Field(
-        default=0.0,
-        ge=0.0,
-        lt=1.0,
-        description="Share of traffic that an approved adapter gets first; 0: none.",
-    )
-    canary_duration_s: float = Field(default=0.0, ge=0.0, description="How long, in seconds.")
-
-
 class LogConfig(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severity."
@@ -264,11 +214,13 @@ class OpsdConfig(Section):
     server: ServerConfig = ServerConfig()
     store: StoreConfig = StoreConfig()
     collect: CollectConfig = CollectConfig()
+    verify: VerifyConfig = VerifyConfig()
     pool: PoolConfig = PoolConfig()
     runs: RunsConfig = RunsConfig()
     training: TrainingConfig = TrainingConfig()
     gate: GateConfig = GateConfig()
     promotion: PromotionConfig = PromotionConfig()
+    signing: SigningConfig = SigningConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
