@@ -67,6 +67,8 @@ def test_numbers_that_are_the_same(reference: str, text: str) -> None:
         ("2", "Answer: 2 million"),
         ("10", "Answer: 10\u00b2"),
         ("102", "so it is 10\u00b2"),
+        ("2", "so it is 3^{2}"),
+        ("2", "so it is x_{2}"),
         ("3.14", "Answer: 3.14159"),
         ("0.5", "Answer: 0.54"),
         ("1/3", "Answer: 0.33"),

@@ -34,15 +34,24 @@ _NUMBER = re.compile(
 )
 _CURRENCY = "$€£¥₹"
 # A unit is up to three words; these words change the number or make it one guess of several.
-_UNIT = re.compile(r"(?:\s*(?:°|µ)?[A-Za-z][A-Za-z²³]*(?:\s*(?:/|\^)\s*[A-Za-z0-9]+)?){0,3}")
+_UNIT = re.compile(
+    r"(?:\s*(?:°|µ|μ)?[A-Za-zΩ][A-Za-z²³]*(?:\s*(?:/|\^)\s*\{?[A-Za-z0-9²³]+\}?){0,2}){0,3}"
+)
 _NOT_UNITS_TEXT = """
     and or not nor either maybe perhaps about around between to than plus minus times over
     mod pi e i x y z n a b k hundred thousand million billion trillion dozen half third
     quarter quarters squared cubed more less inf infinity nan
 """
 _NOT_UNITS = frozenset(_NOT_UNITS_TEXT.split())
+# In running text only what is written together, or alone: "3 m and", "3 km/h.", not "3 m wide".
+_FOLLOWING = re.compile(
+    r"[ ]?(?:[A-Za-zµμΩ]+(?:²|³|\^\{?[23]\}?)?"
+    r"(?:/[A-Za-zµμ]+(?:²|³|\^\{?[23]\}?)?)?)(?![A-Za-z0-9])"
+)
 _LEADING_NAME = re.compile(r"[A-Za-z](?:_?\{?\w{1,3}\}?)?\s*=\s*")
-_BOUNDED = re.compile(rf"(?<![\w.,^/\\])(?:{_NUMBER.pattern})(?![\w^/]|[.,]\d)", re.VERBOSE)
+_BOUNDED = re.compile(
+    rf"(?<![\w.,^/\\])(?<![\^_]\{{)(?:{_NUMBER.pattern})(?![\w^/]|[.,]\d)", re.VERBOSE
+)
 
 _CHARACTERS = str.maketrans({"−": "-", "–": "-", "⁄": "/", "∕": "/", "·": "×", "⋅": "×"})  # noqa: RUF001
 _LATEX = (
@@ -64,11 +73,15 @@ _GROUPING_SPACE = re.compile("(?<=\\d)[\u00a0\u2009\u202f](?=\\d{3})")
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """``decimals`` are the digits after the point as written; None for what is written exactly."""
+    """``decimals`` are the digits after the point as written; None for what is written exactly.
+
+    ``unit`` are the words behind it, whatever they mean.
+    """
 
     value: Fraction
     is_percent: bool
     decimals: int | None
+    unit: str = ""
 
     def __str__(self) -> str:
         text = str(self.value)
@@ -90,7 +103,7 @@ def read_number(text: str) -> Number | None:
     match = _NUMBER.match(plain)
     if match is None or not _is_unit(plain[match.end() :], separated=match["percent"] is None):
         return None
-    return _number(match)
+    return _number(match, plain[match.end() :])
 
 
 def last_number(text: str) -> tuple[Number | None, str]:
@@ -108,7 +121,7 @@ def last_number(text: str) -> tuple[Number | None, str]:
     start = max(0, last - MAX_CHARS)
     for match in _BOUNDED.finditer(plain, start):
         if match.start() <= last < match.end():
-            return _number(match), shown
+            return _number(match, _following_unit(plain, match.end())), shown
     return None, shown
 
 
@@ -142,7 +155,12 @@ def _is_unit(rest: str, *, separated: bool) -> bool:
     return not _NOT_UNITS.intersection(words)
 
 
-def _number(match: re.Match[str]) -> Number | None:
+def _following_unit(plain: str, end: int) -> str:
+    match = _FOLLOWING.match(plain, end)
+    return match[0] if match else ""
+
+
+def _number(match: re.Match[str], unit: str = "") -> Number | None:
     if len(match[0]) > MAX_CHARS:
         return None
     decimals: int | None = None
@@ -168,7 +186,7 @@ def _number(match: re.Match[str]) -> Number | None:
         decimals = places if places > 0 else None
     if match["sign"] == "-":
         value = -value
-    return Number(value, match["percent"] is not None, decimals)
+    return Number(value, match["percent"] is not None, decimals, unit.strip())
 
 
 def _decimal(text: str) -> Fraction:

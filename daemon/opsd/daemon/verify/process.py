@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from opsd.daemon.errors import NotReadyError
@@ -24,10 +25,26 @@ class WorkerDiedError(Exception):
     """The process ended in the middle of a request; the message says how."""
 
 
+def command(memory_mib: int, timeout_s: float, plugins: Mapping[str, str]) -> list[str]:
+    """That starts a worker whose parent is this process."""
+    arguments = [str(os.getpid()), str(memory_mib), str(timeout_s), json.dumps(dict(plugins))]
+    # -P: the working directory is no place to import from.
+    return [sys.executable, "-P", "-m", MODULE, *arguments]
+
+
+def environment() -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    return inherited | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+
+
 class WorkerProcess:
     """A child started from a clean interpreter: nothing of the daemon's memory is in it."""
 
-    def __init__(self, *, memory_mib: int, timeout_s: float) -> None:
+    def __init__(
+        self, *, memory_mib: int, timeout_s: float, plugins: Mapping[str, str] | None = None
+    ) -> None:
+        """``plugins`` maps the names of users' verifiers to ``module:attribute``."""
+        self._plugins = dict(plugins or {})
         self._memory_mib = memory_mib
         self._timeout_s = timeout_s
         self._process: asyncio.subprocess.Process | None = None
@@ -43,18 +60,12 @@ class WorkerProcess:
 
     async def start(self) -> None:
         """Returns when it is warm; raises NotReadyError."""
-        arguments = (str(os.getpid()), str(self._memory_mib), str(self._timeout_s))
-        environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # the working directory is no place to import from
-            "-m",
-            MODULE,
-            *arguments,
+            *command(self._memory_mib, self._timeout_s, self._plugins),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=environment | {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
+            env=environment(),
             start_new_session=True,  # a Ctrl-C on the terminal is for the daemon to act on
         )
         assert self._process.stderr is not None, "it was asked for"
