@@ -46,6 +46,10 @@ class StateError(OpsdError, RuntimeError):
     code = "FAILED_PRECONDITION"
 
 
+class DamagedError(StateError):
+    """What the store holds is not what was written."""
+
+
 class ConcurrentChangeError(OpsdError, RuntimeError):
     """Somebody else changed the row first; read again and decide again."""
 

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from opsd.daemon.errors import ConcurrentChangeError, StoreError
 from opsd.daemon.store.sql import SqlStore, open_store
 from opsd.daemon.types.adapters import Adapter, AdapterState
+from opsd.daemon.types.audit import ChainVerifier
 from opsd.daemon.types.pairs import AddPairKind, Pair
 
 
@@ -128,3 +129,29 @@ def test_who_lost_the_lock_with_the_connection_does_not_write(
     second.close()
     assert first.add_pair(make_pair("x")).kind is AddPairKind.STORED
     first.close()
+
+
+def test_two_daemons_write_one_chain(postgres_url: str) -> None:
+    """Without the lock on the head's row, two entries would follow the same one."""
+    stores = [open_store(postgres_url, exclusive=False) for _ in range(2)]
+    barrier = threading.Barrier(8)
+
+    def add(number: int) -> list[int]:
+        barrier.wait()
+        store = stores[number % 2]
+        return [
+            store.add_audit(actor="a", action="x", subject=f"{number} {n}", reason="r")
+            for n in range(25)
+        ]
+
+    with ThreadPoolExecutor(8) as threads:
+        ids = [entry_id for some in threads.map(add, range(8)) for entry_id in some]
+    assert sorted(ids) == list(range(1, 201))
+    chain = ChainVerifier([stores[0].audit_head()])
+    for batch in stores[1].audit_entries():
+        for entry in batch:
+            chain.feed(entry)
+    chain.finish()
+    assert (chain.problems, chain.checked) == ([], 200)
+    for store in stores:
+        store.close()

@@ -93,6 +93,8 @@ def test_an_adapter_is_found_by_a_unique_prefix(store: SqlStore, make_adapter: M
     for unknown in ("aaa", "bbbb", "aa%a", "", BASE):
         with pytest.raises(NotFoundError):
             store.get_adapter(unknown)
+    with pytest.raises(NotFoundError, match="give 4 of its digits or more"):
+        store.get_adapter("opsd-aaa")
 
 
 def test_a_promotion_changes_row_states_run_and_audit_together(
@@ -116,7 +118,17 @@ def test_a_promotion_changes_row_states_run_and_audit_together(
         adapter.name,
         "good",
     )
-    assert json.loads(entry.detail_json) == {"from": "base", "to": adapter.name, "epoch": 1}
+    detail = json.loads(entry.detail_json)
+    facts = detail.pop("facts")
+    assert detail == {"from": "base", "to": adapter.name, "epoch": 1}
+    assert facts == {
+        "adapter_sha256": adapter.sha256,
+        "base_fingerprint": adapter.model_fingerprint,
+        "run_id": adapter.run_id,
+        "trigger": "operator",
+        "incumbent": adapter.name,
+        "epoch": 1,
+    }
 
 
 def test_the_incumbent_survives_a_restart(store_url: str, make_adapter: MakeAdapter) -> None:
@@ -155,7 +167,27 @@ def test_rollback_swaps_and_forward_again(
     assert (forward.adapter, forward.previous, forward.epoch) == (adapter.name, BASE, 3)
     assert store.get_run(adapter.run_id).state is RunState.ROLLED_BACK
     assert rollback(store).adapter == BASE
-    assert rollback(store).adapter == adapter.name
+
+
+def test_rolled_back_twice_is_not_rolled_forward(
+    store: SqlStore, candidate: Callable[[], Adapter]
+) -> None:
+    first, second = candidate(), candidate()
+    promote(store, first.name)
+    promote(store, second.name)
+    assert rollback(store).adapter == first.name
+    before = store.get_incumbent()
+    with pytest.raises(StateError, match=rf"ana rolled back from {second.name} \('bad'\).*approve"):
+        rollback(store)
+    assert store.get_incumbent() == before
+    # A canary that comes and goes changes nothing of that.
+    epoch = store.get_incumbent().epoch
+    third = candidate()
+    store.start_canary(third.name, share=0.1, expected_epoch=epoch, actor="ana", reason="try")
+    with_canary = store.get_incumbent()
+    store.rollback(expected_epoch=with_canary.epoch, actor="bo", reason="no canary")
+    with pytest.raises(StateError, match=r"ana rolled back from .*'bad'"):
+        rollback(store)
 
 
 def test_nothing_to_roll_back_to(store: SqlStore) -> None:
@@ -183,7 +215,7 @@ def test_a_canary_is_promoted_or_withdrawn(
     assert store.get_run(second.run_id).state is RunState.PROMOTED
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, float("nan")])
+@pytest.mark.parametrize("share", [1.0, -0.1, float("nan")])
 def test_a_canary_gets_a_share(
     store: SqlStore, candidate: Callable[[], Adapter], share: float
 ) -> None:

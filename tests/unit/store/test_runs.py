@@ -219,17 +219,6 @@ def test_gate_reports_come_back(store: SqlStore, report: GateReport) -> None:
         store.get_gate("run%")
 
 
-def test_gate_outcomes_are_kept_by_item(store: SqlStore) -> None:
-    store.save_gate_outcome("r", "base", "s", "1", True, 5)
-    store.save_gate_outcome("r", "base", "s", "2", None, 0)
-    store.save_gate_outcome("r", "base", "s", "2", False, 6)
-    store.save_gate_outcome("other", "base", "s", "2", True, 6)
-    assert store.gate_outcomes("r") == {
-        ("base", "s", "1"): (True, 5),
-        ("base", "s", "2"): (False, 6),
-    }
-
-
 def test_audit_entries_page_backwards(store: SqlStore) -> None:
     ids = [store.add_audit(actor="a", action="x", subject=str(n), reason="r") for n in range(5)]
     first = store.list_audit(limit=3)

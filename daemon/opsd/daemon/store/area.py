@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Table, func, insert, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Table, func, insert, select, update
 
-from opsd.daemon.errors import InvalidInputError, NotFoundError
-from opsd.daemon.store import tables
+from opsd.daemon.errors import InvalidInputError, NotFoundError, StoreError
+from opsd.daemon.store import decisions, tables
 from opsd.daemon.store.api import Page
 from opsd.daemon.store.database import Database
+from opsd.daemon.types.adapters import AuditEntry
+from opsd.daemon.types.audit import entry_sha256
 
 T = TypeVar("T")
 
@@ -47,20 +50,33 @@ def page(
     limit: int,
     token: str,
     where: Sequence[ColumnElement[bool]] = (),
+    order: ColumnElement[int] | None = None,
+    total: int | None = None,
 ) -> Page[T]:
-    """The rows before ``token``, newest first by the growing column ``key``."""
+    """The rows before ``token``, newest first by the growing column ``key``.
+
+    ``order``: an expression of the same value as the key, where the planner needs a hint.
+    ``total``: how many match, where that is known; otherwise they are counted.
+    """
     if limit < 1:
         raise InvalidInputError(f"a page holds at least 1 entry, not {limit}")
     column = table.c[key]
-    total = connection.execute(select(func.count()).select_from(table).where(*where)).scalar_one()
-    query = select(table).where(*where).order_by(column.desc()).limit(limit + 1)
+    if total is None:
+        matching = select(func.count()).select_from(table).where(*where)
+        total = connection.execute(matching).scalar_one()
+    conditions = list(where)
     if token:
         # Longer than any 64-bit key: no database has such a row, and some refuse the number.
         if not (token.isascii() and token.isdecimal() and len(token) < 19):
             raise InvalidInputError(
                 f"{token[:40]!r} is not a page token: send the next_page_token of the page before"
             )
-        query = query.where(column < int(token))
+        conditions.append((column if order is None else order) < int(token))
+    query = select(table).where(*conditions).order_by(column.desc()).limit(limit + 1)
+    if order is not None:
+        # Only the keys of what matches are sorted, not the rows.
+        keys = select(column).where(*conditions).order_by(order.desc()).limit(limit + 1)
+        query = select(table).where(column.in_(keys)).order_by(column.desc())
     rows = connection.execute(query).mappings().all()
     more = len(rows) > limit
     shown = rows[:limit]
@@ -91,6 +107,12 @@ def by_prefix(
     raise NotFoundError(f"no {thing} {prefix[:80]!r}")
 
 
+# Made once: building and hashing them costs more than running them.
+_LOCK_HEAD = select(tables.audit_head).with_for_update()
+_ADD = insert(tables.audit)
+_MOVE_HEAD = update(tables.audit_head)
+
+
 def write_audit(
     connection: Connection,
     now_unix_s: float,
@@ -101,16 +123,30 @@ def write_audit(
     reason: str,
     detail_json: str = "{}",
 ) -> int:
-    result = connection.execute(
-        insert(tables.audit).values(
-            time_unix_s=now_unix_s,
-            actor=actor,
-            action=action,
-            subject=subject,
-            reason=reason,
-            detail_json=detail_json,
+    """Adds an entry to the end of the chain; every entry of the log goes through here.
+
+    The head's row stays locked until the commit, so that two who write at once write one after the
+    other. Whoever locks other rows too locks them before.
+    """
+    detail = decisions.complete(connection, action, subject, detail_json)
+    head = connection.execute(_LOCK_HEAD).mappings().one_or_none()
+    if head is None:
+        raise StoreError(
+            "the table audit_head is empty, so the audit log cannot be continued: somebody emptied "
+            "it; restore the database from a backup"
         )
+    # The hash is over what will be read back: what no database keeps is replaced before.
+    entry = AuditEntry(
+        id=head["entry_id"] + 1,
+        time_unix_s=now_unix_s + 0.0,  # SQLite has no minus zero
+        actor=tables.storable(actor),
+        action=tables.storable(action),
+        subject=tables.storable(subject),
+        reason=tables.storable(reason),
+        detail_json=tables.storable(detail),
+        prev_sha256=head["entry_sha256"],
     )
-    key = result.inserted_primary_key
-    assert key is not None, "an inserted row has a key"
-    return int(key[0])
+    entry = replace(entry, entry_sha256=entry_sha256(entry))
+    connection.execute(_ADD, asdict(entry))
+    connection.execute(_MOVE_HEAD, {"entry_id": entry.id, "entry_sha256": entry.entry_sha256})
+    return entry.id

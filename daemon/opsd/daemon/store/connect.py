@@ -16,6 +16,7 @@ from opsd.daemon.store.migrations.upgrade import upgrade
 BUSY_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT_S = 10
 READERS = 16
+WRITER_CACHE_KIB = 64 << 10
 # A daemon whose machine lost power must not keep its lock for the two hours of TCP's own patience.
 KEEPALIVES = "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 EXAMPLES = "sqlite:////var/lib/opsd/opsd.db or postgresql+psycopg://user@host/opsd"
@@ -100,7 +101,14 @@ def _sqlite_engines(url: URL) -> tuple[Engine, Engine]:
     )
     # FULL: a commit is on the disk when it returns, also in WAL mode. One writing connection only:
     # the SQLite that comes with Python here can corrupt a WAL that two connections write and reset.
-    _prepare(writer, "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+    # The cache holds what a batch of pairs touches: their indexes are written at random places.
+    _prepare(
+        writer,
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"cache_size=-{WRITER_CACHE_KIB}",
+    )
     _prepare(reader, "query_only=ON")
     event.listen(writer, "begin", _begin_immediate)
     event.listen(reader, "begin", _begin)

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from opsd.daemon.errors import OpsdError, StoreError
 from opsd.daemon.store import failpoints
+from opsd.daemon.store.decisions import Surroundings
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Database:
         self._turn = threading.Lock()
         self._waiting: deque[_Job[object]] = deque()
         self._closed = False
+        self.surroundings = Surroundings()
 
     @property
     def dialect(self) -> str:
@@ -174,6 +176,7 @@ class Database:
             except BaseException:
                 writer.close()
                 raise
+            self.surroundings.attach(writer)
             self._writer = writer
         return self._writer
 

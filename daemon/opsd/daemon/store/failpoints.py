@@ -1,8 +1,9 @@
 """Places where a crash would hurt, by name, so that tests can crash exactly there.
 
 ``OPSD_FAILPOINT=NAME`` kills the process (SIGKILL, nothing is cleaned up) the first time it comes
-by NAME, ``NAME:N`` the N-th time. Names: ``pair``, ``promote``, ``canary``, ``rollback`` and
-``reject``, each with ``-before-commit`` and ``-after-commit``.
+by NAME, ``NAME:N`` the N-th time. Names: ``pair``, ``purge``, ``promote``, ``canary``,
+``canary-advance``, ``canary-save``, ``rollback`` and ``reject``, each with ``-before-commit`` and
+``-after-commit``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gate reports, and the outcomes of an evaluation that is under way."""
+"""Gate reports."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, insert, or_, select, update
+from sqlalchemy import Connection, insert, or_, select
 
-from opsd.daemon.errors import InvalidInputError, NotFoundError
+from opsd.daemon.errors import DamagedError, InvalidInputError, NotFoundError
 from opsd.daemon.store import tables
-from opsd.daemon.store.area import MIN_PREFIX_CHARS, Area, one
+from opsd.daemon.store.area import MIN_PREFIX_CHARS, Area, write_audit
 from opsd.daemon.types.gate import (
+    CheckKind,
+    CheckReport,
     GateReport,
     GateVerdict,
     StratumReport,
@@ -20,7 +22,6 @@ from opsd.daemon.types.gate import (
 )
 
 _reports = tables.gate_reports
-_outcomes = tables.gate_outcomes
 
 
 class GateArea(Area):
@@ -28,52 +29,24 @@ class GateArea(Area):
 
     def save_gate(self, report: GateReport) -> None:
         """The same report again is a no-op."""
-        self._database.write(lambda connection: write_report(connection, report))
+        self._database.write(lambda connection: write_report(connection, report, self._clock()))
 
     def get_gate(self, key: str) -> GateReport:
+        text = self.get_gate_text(key)
+        try:
+            return _report(text)
+        except (ValueError, TypeError, KeyError) as error:
+            raise DamagedError(
+                f"the stored gate report of {key[:80]} is damaged: {error}"
+            ) from error
+
+    def get_gate_text(self, key: str) -> str:
         return self._database.read(lambda connection: _newest(connection, key))
 
-    def save_gate_outcome(
-        self, run_id: str, adapter: str, suite: str, item_id: str, solved: bool | None, tokens: int
-    ) -> None:
-        where = (
-            _outcomes.c.run_id == run_id,
-            _outcomes.c.adapter == adapter,
-            _outcomes.c.suite == suite,
-            _outcomes.c.item_id == item_id,
-        )
 
-        def work(connection: Connection) -> None:
-            if one(connection, _outcomes, *where) is not None:
-                connection.execute(
-                    update(_outcomes).where(*where).values(solved=solved, tokens=tokens)
-                )
-                return
-            connection.execute(
-                insert(_outcomes).values(
-                    run_id=run_id,
-                    adapter=adapter,
-                    suite=suite,
-                    item_id=item_id,
-                    solved=solved,
-                    tokens=tokens,
-                )
-            )
-
-        self._database.write(work)
-
-    def gate_outcomes(self, run_id: str) -> dict[tuple[str, str, str], tuple[bool | None, int]]:
-        query = select(_outcomes).where(_outcomes.c.run_id == run_id)
-        rows = self._database.read(lambda connection: connection.execute(query).mappings().all())
-        return {
-            (row["adapter"], row["suite"], row["item_id"]): (row["solved"], row["tokens"])
-            for row in rows
-        }
-
-
-def write_report(connection: Connection, report: GateReport) -> None:
-    """Unless it is there already."""
-    text = json.dumps(asdict(report), sort_keys=True)
+def write_report(connection: Connection, report: GateReport, now_unix_s: float) -> None:
+    """With its audit entry, unless it is there already."""
+    text = report_text(report)
     newest = connection.execute(
         select(_reports.c.report_json)
         .where(_reports.c.run_id == report.run_id)
@@ -90,14 +63,28 @@ def write_report(connection: Connection, report: GateReport) -> None:
             report_json=text,
         )
     )
+    write_audit(
+        connection,
+        now_unix_s,
+        actor="gate",
+        action="gate.verdict",
+        subject=report.candidate,
+        reason=report.explanation,  # which begins with the verdict
+        detail_json=json.dumps({"run_id": report.run_id, "incumbent": report.incumbent}),
+    )
 
 
-def _newest(connection: Connection, key: str) -> GateReport:
+def report_text(report: GateReport) -> str:
+    """A report as it is stored; the same report always gives the same text."""
+    return json.dumps(asdict(report), sort_keys=True)
+
+
+def _newest(connection: Connection, key: str) -> str:
     query = select(_reports).order_by(_reports.c.seq.desc()).limit(1)
     exact = query.where(or_(_reports.c.run_id == key, _reports.c.candidate == key))
     row = connection.execute(exact).mappings().one_or_none()
     if row is not None:
-        return _report(row["report_json"])
+        return str(row["report_json"])
     if len(key) >= MIN_PREFIX_CHARS:
         begins = or_(
             _reports.c.run_id.startswith(key, autoescape=True),
@@ -114,7 +101,7 @@ def _newest(connection: Connection, key: str) -> GateReport:
             )
         if found:
             row = connection.execute(query.where(_reports.c.run_id == found[0])).mappings().one()
-            return _report(row["report_json"])
+            return str(row["report_json"])
     raise NotFoundError(f"no gate report of a run or adapter {key[:80]!r}")
 
 
@@ -122,16 +109,31 @@ def _report(text: str) -> GateReport:
     fields: dict[str, Any] = json.loads(text)
     fields["verdict"] = GateVerdict(fields["verdict"])
     fields["suites"] = tuple(_suite(suite) for suite in fields["suites"])
+    # Reports from before there were checks have none.
+    fields["checks"] = tuple(_check(check) for check in fields.get("checks", ()))
     return GateReport(**fields)
 
 
 def _suite(fields: dict[str, Any]) -> SuiteReport:
-    strata = tuple(StratumReport(**stratum) for stratum in fields["strata"])
     return SuiteReport(
         **{
             **fields,
             "role": SuiteRole(fields["role"]),
             "verdict": GateVerdict(fields["verdict"]),
-            "strata": strata,
+            "strata": tuple(_stratum(stratum) for stratum in fields["strata"]),
         }
     )
+
+
+def _stratum(fields: dict[str, Any]) -> StratumReport:
+    return StratumReport(**{**fields, "verdict": _judged(fields.get("verdict"))})
+
+
+def _check(fields: dict[str, Any]) -> CheckReport:
+    return CheckReport(
+        **{**fields, "kind": CheckKind(fields["kind"]), "verdict": _judged(fields["verdict"])}
+    )
+
+
+def _judged(verdict: str | None) -> GateVerdict | None:
+    return None if verdict is None else GateVerdict(verdict)

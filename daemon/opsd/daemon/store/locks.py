@@ -16,6 +16,7 @@ from opsd.daemon.errors import StoreError
 
 ADVISORY_KEY = 0x6F707364  # "opsd"
 MIGRATION_KEY = ADVISORY_KEY + 1
+PAIRS_KEY = ADVISORY_KEY + 2
 
 WAIT_S = 5.0
 """PostgreSQL notices only after a moment that the daemon before, killed or stopped, is gone."""

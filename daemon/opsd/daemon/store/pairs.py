@@ -5,66 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    RowMapping,
-    bindparam,
-    func,
-    insert,
-    or_,
-    select,
-    update,
-)
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.sql.dml import ReturningInsert
+from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from opsd.daemon.errors import NotFoundError
 from opsd.daemon.store import tables
 from opsd.daemon.store.api import Page
 from opsd.daemon.store.area import Area, chunks, one, page
-from opsd.daemon.types.pairs import (
-    AddPairKind,
-    AddPairResult,
-    Attempt,
-    Pair,
-    PairCounts,
-    PairInput,
-    PairStatus,
-    Rating,
-    Verdict,
-    VerdictKind,
+from opsd.daemon.store.pair_counts import (
+    count_matching,
+    group_where,
+    read_counts,
+    read_groups,
+    read_use,
 )
+from opsd.daemon.store.pair_rows import next_seqs, pair_of, where
+from opsd.daemon.types.pair_sets import GroupCount, PairFilter, QuotaUse
+from opsd.daemon.types.pairs import Attempt, Origin, Pair, PairCounts, PairStatus, Rating
 
 _pairs = tables.pairs
 _attempts = tables.attempts
 
-# Built once: for a statement that runs for every pair, putting it together costs more than running
-# it. The constraints decide who was first, whoever else writes.
-_INSERT_PAIR: dict[str, ReturningInsert[tuple[int]]] = {
-    "sqlite": sqlite.insert(_pairs).on_conflict_do_nothing().returning(_pairs.c.seq),
-    "postgresql": postgresql.insert(_pairs).on_conflict_do_nothing().returning(_pairs.c.seq),
-}
-_SAME_PAIR = select(_pairs).where(
-    or_(
-        _pairs.c.id == bindparam("given_id"),
-        _pairs.c.content_sha256 == bindparam("given_sha256"),
-    )
-)
+FEW = 20_000
+"""Of fewer matching pairs the newest are found by sorting them all, of more by reading back from
+the newest pair: they are dense enough."""
 
 
 class PairArea(Area):
     """Implements ``PairStore``."""
-
-    def add_pair(self, pair: Pair) -> AddPairResult:
-        return self._database.write(lambda connection: _add_pair(connection, pair), name="pair")
 
     def get_pair(self, pair_id: str) -> Pair:
         def work(connection: Connection) -> Pair:
             row = one(connection, _pairs, _pairs.c.id == pair_id)
             if row is None:
                 raise NotFoundError(f"no pair {pair_id[:80]!r}")
-            return _pair(row)
+            return pair_of(row)
 
         return self._database.read(work)
 
@@ -75,47 +49,72 @@ class PairArea(Area):
         token: str = "",
         status: PairStatus | None = None,
         source: str = "",
+        submitter: str = "",
+        origin: Origin | None = None,
     ) -> Page[Pair]:
-        where = _filter(status, source)
-        return self._database.read(
-            lambda connection: page(
-                connection, _pairs, "seq", _pair, limit=limit, token=token, where=where
-            )
-        )
+        wanted = PairFilter(status=status, source=source, submitter=submitter, origin=origin)
 
-    def count_pairs(self) -> PairCounts:
-        snapshots, held = tables.snapshots, tables.snapshot_pairs
-
-        def work(connection: Connection) -> PairCounts:
-            counted = connection.execute(
-                select(_pairs.c.status, func.count()).group_by(_pairs.c.status)
-            )
-            by_status: dict[str, int] = {row[0]: row[1] for row in counted}
-            newest = select(func.coalesce(func.max(snapshots.c.last_pair_seq), 0)).scalar_subquery()
-            new = connection.execute(
-                select(func.count())
-                .select_from(_pairs)
-                .where(
-                    _pairs.c.status == PairStatus.VERIFIED.value,
-                    _pairs.c.seq > newest,
-                    ~select(held.c.pair_id).where(held.c.pair_id == _pairs.c.id).exists(),
-                )
-            ).scalar_one()
-            return PairCounts(
-                verified=by_status.get(PairStatus.VERIFIED.value, 0),
-                unverified=by_status.get(PairStatus.UNVERIFIED.value, 0),
-                new_since_last_run=new,
+        def work(connection: Connection) -> Page[Pair]:
+            total = count_matching(connection, wanted)
+            conditions = where(wanted)
+            order: ColumnElement[int] = _pairs.c.seq
+            if wanted.names_pairs and total <= FEW:
+                groups = select(tables.pair_groups.c.id).where(*group_where(wanted))
+                # Only what one index has all of.
+                conditions = [*where(PairFilter(status=status)), _pairs.c.group_id.in_(groups)]
+                # An expression, lest the planner walks the primary key for the order's sake.
+                order = _pairs.c.seq + 0
+            return page(
+                connection,
+                _pairs,
+                "seq",
+                pair_of,
+                limit=limit,
+                token=token,
+                where=conditions,
+                order=order,
+                total=total,
             )
 
         return self._database.read(work)
 
+    def scan_pairs(self, *, after_seq: int, limit: int) -> list[tuple[int, Pair]]:
+        """(seq, pair) of the next pairs that are not purged, oldest first."""
+        return self.filtered_pairs(PairFilter(), after_seq=after_seq, limit=limit)
+
+    def filtered_pairs(
+        self, wanted: PairFilter, *, after_seq: int, limit: int
+    ) -> list[tuple[int, Pair]]:
+        """(seq, pair) of the next pairs that match, oldest first."""
+
+        def work(connection: Connection) -> list[tuple[int, Pair]]:
+            seqs = next_seqs(connection, wanted, after_seq, limit)
+            query = select(_pairs).where(_pairs.c.seq.in_(seqs)).order_by(_pairs.c.seq)
+            return [(row["seq"], pair_of(row)) for row in connection.execute(query).mappings()]
+
+        return self._database.read(work)
+
+    def count_pairs(self) -> PairCounts:
+        return self._database.read(read_counts)
+
+    def pair_groups(self, wanted: PairFilter | None = None) -> list[GroupCount]:
+        """Counts of every source, submitter and origin that the filter covers."""
+        given = wanted or PairFilter()
+        groups = self._database.read(lambda connection: read_groups(connection, given))
+        return [group for _, group in groups]
+
+    def quota_use(self, submitter: str) -> QuotaUse:
+        return self._database.read(
+            lambda connection: read_use(connection, submitter, self._clock())
+        )
+
     def trainable_pairs(self, *, source: str = "", limit: int = 0) -> list[Pair]:
-        query = select(_pairs).where(*_filter(PairStatus.VERIFIED, source))
-        query = query.order_by(_pairs.c.seq.desc())
+        wanted = PairFilter(status=PairStatus.VERIFIED, source=source)
+        query = select(_pairs).where(*where(wanted)).order_by(_pairs.c.seq.desc())
         if limit > 0:
             query = query.limit(limit)
         rows = self._database.read(lambda connection: connection.execute(query).mappings().all())
-        return [_pair(row) for row in reversed(rows)]
+        return [pair_of(row) for row in reversed(rows)]
 
     def trained_prompt_keys(self, keys: Sequence[str]) -> set[str]:
         held = tables.snapshot_pairs
@@ -173,77 +172,6 @@ class PairArea(Area):
         self._database.write(work)
 
 
-def _filter(status: PairStatus | None, source: str) -> list[ColumnElement[bool]]:
-    where: list[ColumnElement[bool]] = []
-    if status is not None:
-        where.append(_pairs.c.status == status.value)
-    if source:
-        where.append(_pairs.c.source == source)
-    return where
-
-
-def _add_pair(connection: Connection, pair: Pair) -> AddPairResult:
-    statement = _INSERT_PAIR[connection.dialect.name]
-    if connection.execute(statement, _pair_values(pair)).scalar() is not None:
-        return AddPairResult(AddPairKind.STORED, pair)
-    same = {"given_id": pair.input.id, "given_sha256": pair.content_sha256}
-    rows = [_pair(row) for row in connection.execute(_SAME_PAIR, same).mappings()]
-    for stored in rows:
-        if stored.input.id == pair.input.id:
-            if stored.content_sha256 == pair.content_sha256:
-                return AddPairResult(AddPairKind.ALREADY_STORED, stored)
-            return AddPairResult(AddPairKind.ID_CONFLICT, stored)
-    assert rows, "an insert that met a conflict met a row"
-    return AddPairResult(AddPairKind.DUPLICATE, rows[0])
-
-
-def _pair_values(pair: Pair) -> dict[str, Any]:
-    given, verdict = pair.input, pair.verdict
-    return {
-        "id": given.id,
-        "content_sha256": pair.content_sha256,
-        "prompt_key": pair.prompt_key,
-        "prompt": given.prompt,
-        "solution": given.solution,
-        "verifier": given.verifier,
-        "reference": given.reference,
-        "source": given.source,
-        "stratum": given.stratum,
-        "status": pair.status.value,
-        "verdict_kind": verdict.kind.value,
-        "verdict_verifier": verdict.verifier,
-        "verdict_evidence": verdict.evidence,
-        "verdict_duration_s": verdict.duration_s,
-        "submitter": pair.submitter,
-        "created_unix_s": pair.created_unix_s,
-    }
-
-
-def _pair(row: RowMapping) -> Pair:
-    return Pair(
-        input=PairInput(
-            id=row["id"],
-            prompt=row["prompt"],
-            solution=row["solution"],
-            verifier=row["verifier"],
-            reference=row["reference"],
-            source=row["source"],
-            stratum=row["stratum"],
-        ),
-        status=PairStatus(row["status"]),
-        verdict=Verdict(
-            kind=VerdictKind(row["verdict_kind"]),
-            verifier=row["verdict_verifier"],
-            evidence=row["verdict_evidence"],
-            duration_s=row["verdict_duration_s"],
-        ),
-        submitter=row["submitter"],
-        created_unix_s=row["created_unix_s"],
-        content_sha256=row["content_sha256"],
-        prompt_key=row["prompt_key"],
-    )
-
-
 def _attempt_values(attempt: Attempt) -> dict[str, Any]:
     return {
         "id": attempt.id,
@@ -255,6 +183,8 @@ def _attempt_values(attempt: Attempt) -> dict[str, Any]:
         "created_unix_s": attempt.created_unix_s,
         "rating": attempt.rating.value if attempt.rating is not None else None,
         "comment": attempt.comment,
+        "canary_share": attempt.canary_share,
+        "caller": attempt.caller,
     }
 
 
@@ -272,4 +202,6 @@ def _attempt(connection: Connection, attempt_id: str) -> Attempt:
         created_unix_s=row["created_unix_s"],
         rating=Rating(row["rating"]) if row["rating"] is not None else None,
         comment=row["comment"],
+        canary_share=row["canary_share"],
+        caller=row["caller"],
     )

@@ -6,6 +6,7 @@ compare-and-set.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from dataclasses import fields as dataclass_fields
@@ -25,6 +26,7 @@ from opsd.daemon.errors import (
 from opsd.daemon.store import tables
 from opsd.daemon.store.api import Page
 from opsd.daemon.store.area import Area, by_prefix, chunks, one, page, write_audit
+from opsd.daemon.store.pair_counts import lock_pairs, recount_new
 from opsd.daemon.types.runs import CurvePoint, PoolLease, Run, RunState, Transition, TriggerKind
 
 _runs = tables.runs
@@ -72,6 +74,9 @@ class RunArea(Area):
                 action="run.create",
                 subject=run.id,
                 reason=run.reason,
+                detail_json=json.dumps(
+                    {"overrides": json.loads(run.overrides_json), "source": run.source}
+                ),
             )
             return load_run(connection, run.id)
 
@@ -117,6 +122,15 @@ class RunArea(Area):
             move_run(
                 connection, run_id, expected, to, reason, values["updated_unix_s"], values=values
             )
+            if to is RunState.TRAINING:  # from here on it is settled on which data
+                write_audit(
+                    connection,
+                    values["updated_unix_s"],
+                    actor="opsd",
+                    action="run.train",
+                    subject=run_id,
+                    reason=reason,
+                )
             return load_run(connection, run_id)
 
         return self._database.write(work)
@@ -168,21 +182,22 @@ class RunArea(Area):
 
         return self._database.write(work)
 
-    def record_snapshot(self, run_id: str, pair_ids: Sequence[str]) -> None:
+    def record_snapshot(self, run_id: str, pair_ids: Sequence[str], *, last_seq: int = 0) -> None:
         """Recorded again (a run prepared twice), the later one stands."""
         snapshots, held, pairs = tables.snapshots, tables.snapshot_pairs, tables.pairs
 
         def work(connection: Connection) -> None:
             load_run(connection, run_id, for_update=True)
             ids = set(pair_ids)
+            lock_pairs(connection)
             known = 0
-            last_seq = 0
+            newest_seq = last_seq
             for some in chunks(ids):
                 number, seq = connection.execute(
                     select(func.count(), func.max(pairs.c.seq)).where(pairs.c.id.in_(some))
                 ).one()
                 known += number
-                last_seq = max(last_seq, seq or 0)
+                newest_seq = max(newest_seq, seq or 0)
             if known != len(ids):
                 raise NotFoundError(
                     f"the snapshot of run {run_id} names {len(ids) - known} pairs "
@@ -192,13 +207,14 @@ class RunArea(Area):
             connection.execute(delete(snapshots).where(snapshots.c.run_id == run_id))
             connection.execute(
                 insert(snapshots).values(
-                    run_id=run_id, last_pair_seq=last_seq, created_unix_s=self._clock()
+                    run_id=run_id, last_pair_seq=newest_seq, created_unix_s=self._clock()
                 )
             )
             for some in chunks(ids):
                 connection.execute(
                     insert(held), [{"run_id": run_id, "pair_id": pair_id} for pair_id in some]
                 )
+            recount_new(connection)
 
         self._database.write(work)
 

@@ -6,15 +6,46 @@ import time
 from collections.abc import Callable
 
 from opsd.daemon.store.adapters import AdapterArea
+from opsd.daemon.store.answers import AnswerArea
 from opsd.daemon.store.audit import AuditArea
+from opsd.daemon.store.canaries import CanaryArea
 from opsd.daemon.store.connect import open_database
+from opsd.daemon.store.draws import DrawArea
 from opsd.daemon.store.gate import GateArea
+from opsd.daemon.store.ledger import LedgerArea
+from opsd.daemon.store.outcomes import OutcomeArea
+from opsd.daemon.store.pair_changes import PairChangeArea
+from opsd.daemon.store.pair_insert import PairInsertArea
 from opsd.daemon.store.pairs import PairArea
+from opsd.daemon.store.problems import ProblemArea
+from opsd.daemon.store.provenance import ProvenanceArea
 from opsd.daemon.store.runs import RunArea
 from opsd.daemon.store.solves import SolveArea
+from opsd.daemon.store.suites import SuiteArea
+from opsd.daemon.store.trained import TrainedArea
+from opsd.daemon.store.votes import VoteArea
 
 
-class SqlStore(PairArea, RunArea, SolveArea, AdapterArea, GateArea, AuditArea):
+class SqlStore(
+    PairArea,
+    ProblemArea,
+    OutcomeArea,
+    ProvenanceArea,
+    RunArea,
+    SolveArea,
+    AdapterArea,
+    CanaryArea,
+    VoteArea,
+    GateArea,
+    LedgerArea,
+    AnswerArea,
+    SuiteArea,
+    PairInsertArea,
+    PairChangeArea,
+    TrainedArea,
+    DrawArea,
+    AuditArea,
+):
     """Implements ``opsd.daemon.store.api.Store``."""
 
     @property
