@@ -10,7 +10,7 @@ import sys
 
 import grpc
 
-from opsd.daemon.collect.heldout import HeldOutIndex
+from opsd.daemon.collect.hygiene.contamination import HeldOutIndex
 from opsd.daemon.collect.service import CollectionService
 from opsd.daemon.config.schema import CollectConfig
 from opsd.daemon.store.sql import open_store

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import grpc
 import pytest
 
-from opsd.daemon.collect.heldout import HeldOutIndex
+from opsd.daemon.collect.curation_service import CurationService
+from opsd.daemon.collect.hygiene.contamination import HeldOutIndex
 from opsd.daemon.collect.service import CollectionService
 from opsd.daemon.config.schema import CollectConfig
 from opsd.daemon.errors import OpsdError
 from opsd.daemon.store.connect import sqlite_url
 from opsd.daemon.store.sql import SqlStore, open_store
-from opsd.daemon.types.pairs import Attempt, SuiteItem, Verdict
-from opsd.daemon.verify.checks import check_exact, check_numeric
+from opsd.daemon.types.pairs import Attempt, PairInput, SuiteItem, Verdict, VerdictKind
+from opsd.daemon.verify.checks import EXACT, NUMERIC, check_exact, check_numeric
 from opsd.v1 import collection_pb2 as pb
 from opsd.v1 import collection_pb2_grpc as pb_grpc
 
@@ -56,9 +58,18 @@ class InlineVerifier:
 
     def __init__(self) -> None:
         self.calls = 0
+        self.is_down = False
+
+    known_verifiers = ("exact", "numeric")
+
+    async def check_reference(self, verifier: str, reference: str) -> str:
+        check = NUMERIC if verifier == "numeric" else EXACT
+        return check.check_reference(reference)
 
     async def verify(self, verifier: str, reference: str, text: str | None) -> Verdict:
         self.calls += 1
+        if self.is_down:
+            return Verdict(VerdictKind.ERROR, verifier, "no answer within 10 s")
         check = check_numeric if verifier == "numeric" else check_exact
         kind, evidence = check(reference, text or "")
         return Verdict(kind, verifier, evidence)
@@ -91,23 +102,56 @@ class Running:
     store: SqlStore
     verifier: InlineVerifier
     recorder: LateRecorder
+    curation: pb_grpc.CurationServiceAsyncStub
+
+
+class Hygiene:
+    """A screen and a sense for near-duplicates that do what a word in the prompt says."""
+
+    def screen(self, pair: PairInput) -> SimpleNamespace:
+        notes: tuple[str, ...] = ()
+        if "<|im_end|>" in pair.prompt:
+            pair = replace(pair, prompt=pair.prompt.replace("<|im_end|>", "< |im_end| >"))
+            notes = ("prompt: a control token was made text",)
+        return SimpleNamespace(
+            pair=pair,
+            refusal="prompt: no language that is taken" if "REFUSE" in pair.prompt else "",
+            quarantine="looks personal" if "QUARANTINE" in pair.prompt else "",
+            notes=notes,
+        )
+
+    def band_keys(self, prompt: str) -> tuple[int, ...]:
+        return (len(prompt.split()),)
+
+    def is_near_duplicate(self, a: str, b: str) -> bool:
+        return a.casefold() == b.casefold()
 
 
 @pytest.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Running]:
+def collect_config() -> CollectConfig:
+    return CollectConfig(max_prompt_kib=1, max_solution_kib=2)
+
+
+@pytest.fixture
+async def running(tmp_path: Path, collect_config: CollectConfig) -> AsyncIterator[Running]:
     store = open_store(sqlite_url(tmp_path))
     verifier = InlineVerifier()
     recorder = LateRecorder(store)
     held_out = HeldOutIndex({"hard": [SuiteItem("1", HELD_OUT_PROMPT, "numeric", "21")]})
-    config = CollectConfig(max_prompt_kib=1, max_solution_kib=2)
-    service = CollectionService(store, verifier, held_out, config, recorder)
+    hygiene = Hygiene()
+    service = CollectionService(
+        store, verifier, held_out, collect_config, recorder, screen=hygiene, near=hygiene
+    )
+    curation = CurationService(store, verifier, collect_config, near=hygiene, held_out=held_out)
     server = grpc.aio.server(interceptors=[Statuses()])
+    pb_grpc.add_CurationServiceServicer_to_server(curation, server)
     pb_grpc.add_CollectionServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = pb_grpc.CollectionServiceStub(channel)
-        yield Running(stub, channel, store, verifier, recorder)
+        curating: Any = pb_grpc.CurationServiceStub(channel)
+        yield Running(stub, channel, store, verifier, recorder, curating)
     await server.stop(0)
     service.close()
     store.close()

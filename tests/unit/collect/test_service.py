@@ -65,7 +65,8 @@ async def test_a_wrong_pair_is_kept_and_never_trained_on(
         ({"solution": "\n"}, "solution: it is empty"),
         ({"solution": "x" * 2049}, "solution: 2049 bytes"),
         ({"reference": ""}, "reference: it is empty"),
-        ({"verifier": "maths"}, "exact, math, numeric"),
+        ({"verifier": "maths"}, "choose one of exact, numeric"),
+        ({"reference": "two"}, "reference: for the verifier numeric: 'two' is not a number"),
         ({"source": "x" * 257}, "source: 257 bytes"),
     ],
 )
@@ -294,3 +295,13 @@ async def test_unknown_things_are_not_found(running: Running) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_nobody_submits_under_the_daemons_own_names(
+    running: Running, make_pair: MakePair
+) -> None:
+    """They have quotas of their own."""
+    pair = make_pair()
+    await running.stub.SubmitPairs(stream([pair]), metadata=[("x-opsd-actor", "opsd:harvest")])
+    stored = await running.stub.GetPair(pb.GetPairRequest(id=pair.id))
+    assert stored.submitter == "claimed opsd:harvest"

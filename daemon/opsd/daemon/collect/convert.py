@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from opsd.daemon.collect.intake import Outcome
+from opsd.daemon.errors import InvalidInputError
 from opsd.daemon.types.pairs import (
     Attempt,
+    Origin,
     Pair,
     PairInput,
     PairStatus,
@@ -20,10 +22,15 @@ STATUSES = {
     "duplicate": pb.PAIR_STATUS_DUPLICATE,
     "held_out": pb.PAIR_STATUS_HELD_OUT,
     "invalid": pb.PAIR_STATUS_INVALID,
+    "quarantined": pb.PAIR_STATUS_QUARANTINED,
+    "refused_quota": pb.PAIR_STATUS_REFUSED_QUOTA,
+    "purged": pb.PAIR_STATUS_PURGED,
 }
 STORED_STATUSES = {
     pb.PAIR_STATUS_VERIFIED: PairStatus.VERIFIED,
     pb.PAIR_STATUS_UNVERIFIED: PairStatus.UNVERIFIED,
+    pb.PAIR_STATUS_QUARANTINED: PairStatus.QUARANTINED,
+    pb.PAIR_STATUS_PURGED: PairStatus.PURGED,
 }
 RATINGS = {
     pb.FEEDBACK_RATING_GOOD: Rating.GOOD,
@@ -49,23 +56,39 @@ def pair_input(message: pb.PairInput) -> PairInput:
     )
 
 
+def pair_input_message(given: PairInput) -> pb.PairInput:
+    return pb.PairInput(
+        id=given.id,
+        prompt=given.prompt,
+        solution=given.solution,
+        verifier=given.verifier,
+        reference=given.reference,
+        source=given.source,
+        stratum=given.stratum,
+    )
+
+
 def pair_message(pair: Pair) -> pb.Pair:
-    given = pair.input
     return pb.Pair(
-        input=pb.PairInput(
-            id=given.id,
-            prompt=given.prompt,
-            solution=given.solution,
-            verifier=given.verifier,
-            reference=given.reference,
-            source=given.source,
-            stratum=given.stratum,
-        ),
+        input=pair_input_message(pair.input),
         status=STATUSES[pair.status.value],
         verdict=verdict_message(pair.verdict),
         submitter=pair.submitter,
         created_unix_s=pair.created_unix_s,
+        origin=pair.origin.value,
+        quarantine_reason=(pair.quarantine_reason if pair.status is PairStatus.QUARANTINED else ""),
     )
+
+
+def origin_of(text: str) -> Origin | None:
+    """None for "": any. Raises InvalidInputError."""
+    if not text:
+        return None
+    try:
+        return Origin(text)
+    except ValueError as error:
+        known = ", ".join(origin.value for origin in Origin)
+        raise InvalidInputError(f"origin: {text[:40]!r} is not known; one of {known}") from error
 
 
 def verdict_message(verdict: Verdict) -> pb.Verdict:

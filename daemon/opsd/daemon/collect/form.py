@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opsd.daemon.config.schema import CollectConfig
 from opsd.daemon.types.pairs import PairInput
-from opsd.daemon.verify.pool import VERIFIERS
 
-MAX_REFERENCE_BYTES = 16 << 10
+MAX_REFERENCE_BYTES = 64 << 10
 MAX_LABEL_BYTES = 256
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -27,7 +27,8 @@ class Field:
 class Form:
     """Checks pairs against the configured limits."""
 
-    def __init__(self, config: CollectConfig) -> None:
+    def __init__(self, config: CollectConfig, known_verifiers: Sequence[str]) -> None:
+        self._known_verifiers = known_verifiers
         self._fields = (
             Field("prompt", config.max_prompt_kib << 10, True),
             Field("solution", config.max_solution_kib << 10, True),
@@ -38,9 +39,15 @@ class Form:
 
     def mistakes(self, pair: PairInput) -> list[str]:
         """What is wrong, one sentence for each field; empty when nothing is."""
-        found = [_id_mistake(pair.id), _verifier_mistake(pair.verifier)]
+        found = [_id_mistake(pair.id), self._verifier_mistake(pair.verifier)]
         found += [_text_mistake(field, getattr(pair, field.name)) for field in self._fields]
         return [mistake for mistake in found if mistake]
+
+    def _verifier_mistake(self, given: str) -> str:
+        if given in self._known_verifiers:
+            return ""
+        known = ", ".join(self._known_verifiers)
+        return f"verifier: {given[:64]!r} is not known; choose one of {known}"
 
 
 def _id_mistake(given: str) -> str:
@@ -52,12 +59,6 @@ def _id_mistake(given: str) -> str:
         return ""
     hint = f"send {canonical}" if canonical else f"for example {uuid.uuid4()}"
     return f"id: {given[:64]!r} is not a UUID in canonical lower-case form; {hint}"
-
-
-def _verifier_mistake(given: str) -> str:
-    if given in VERIFIERS:
-        return ""
-    return f"verifier: {given[:64]!r} is not known; choose one of {', '.join(VERIFIERS)}"
 
 
 def _text_mistake(field: Field, text: str) -> str:

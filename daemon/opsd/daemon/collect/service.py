@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from opsd.daemon.collect.convert import (
     RATINGS,
     STORED_STATUSES,
     attempt_message,
+    origin_of,
     pair_input,
     pair_message,
     result_message,
 )
 from opsd.daemon.collect.form import Form
-from opsd.daemon.collect.intake import Intake, Verifying
-from opsd.daemon.collect.ports import Flushable, HeldOut
+from opsd.daemon.collect.intake import Intake, Outcome, Verifying, intake_rules
+from opsd.daemon.collect.ports import Flushable, HeldOut, NearDuplicates, Screen
+from opsd.daemon.collect.streams import in_order
 from opsd.daemon.config.schema import CollectConfig
 from opsd.daemon.errors import InvalidInputError, NotFoundError
 from opsd.daemon.store.api import PairStore
-from opsd.daemon.types.pairs import Attempt
+from opsd.daemon.types.pairs import Attempt, Origin
 from opsd.v1 import collection_pb2 as pb
 from opsd.v1 import collection_pb2_grpc as pb_grpc
 
 ACTOR_KEY = "x-opsd-actor"
+OWN_PREFIX = "opsd:"
 UNKNOWN_ACTOR = "unknown"
 MAX_ACTOR_CHARS = 128
 MAX_COMMENT_BYTES = 4 << 10
@@ -39,8 +40,13 @@ PAGE_BYTES = 3 << 20
 """A page's pairs together, unless one alone is larger: a client accepts 4 MiB by default."""
 MAX_UNACKED_PAIRS = 8000
 """Results that fit into one response that a client accepts by default."""
-WINDOW = 64
-"""Pairs of one stream under way at once."""
+
+REFUSED = (
+    pb.PAIR_STATUS_HELD_OUT,
+    pb.PAIR_STATUS_INVALID,
+    pb.PAIR_STATUS_REFUSED_QUOTA,
+    pb.PAIR_STATUS_PURGED,
+)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -59,10 +65,20 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         held_out: HeldOut,
         config: CollectConfig,
         attempts: Flushable | None = None,
+        *,
+        screen: Screen | None = None,
+        near: NearDuplicates | None = None,
     ) -> None:
         self._store = store
-        self._intake = Intake(store, verifier, held_out, Form(config))
+        rules = intake_rules(config, screen=screen, near=near)
+        form = Form(config, verifier.known_verifiers)
+        self._intake = Intake(store, verifier, held_out, form, rules=rules)
         self._attempts = attempts
+
+    @property
+    def intake(self) -> Intake:
+        """What every pair goes through, wherever it comes from."""
+        return self._intake
 
     def close(self) -> None:
         """Waits for the writes under way."""
@@ -84,7 +100,8 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             num_verified=counts[pb.PAIR_STATUS_VERIFIED],
             num_unverified=counts[pb.PAIR_STATUS_UNVERIFIED],
             num_duplicate=counts[pb.PAIR_STATUS_DUPLICATE],
-            num_refused=counts[pb.PAIR_STATUS_HELD_OUT] + counts[pb.PAIR_STATUS_INVALID],
+            num_refused=sum(counts[status] for status in REFUSED),
+            num_quarantined=counts[pb.PAIR_STATUS_QUARANTINED],
             results=results,
         )
 
@@ -107,12 +124,12 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         has_feedback = bool(request.rating or request.comment)
         if not has_feedback and not request.HasField("correction"):
             raise InvalidInputError("feedback needs a rating, a comment or a correction")
-        attempt = await self._attempt(request.attempt_id)
+        attempt = await self.attempt(request.attempt_id)
         correction = pair_input(request.correction)
         if request.HasField("correction"):
             correction = replace(correction, prompt=correction.prompt or attempt.prompt)
             # Before anything is stored: nothing is half-accepted.
-            mistakes = self._intake.mistakes(correction)
+            mistakes = await self._intake.mistakes(correction)
             if mistakes:
                 raise InvalidInputError("correction." + "; correction.".join(mistakes))
         if has_feedback:
@@ -120,7 +137,7 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
             await self._intake.call(self._store.set_feedback, attempt.id, rating, request.comment)
         if not request.HasField("correction"):
             return pb.SubmitFeedbackResponse()
-        outcome = await self._intake.submit(correction, submitter(context))
+        outcome = await self._intake.submit(correction, submitter(context), origin=Origin.FEEDBACK)
         return pb.SubmitFeedbackResponse(correction=result_message(outcome))
 
     async def ListPairs(
@@ -130,7 +147,10 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         if limit > MAX_PAGE_SIZE:
             raise InvalidInputError(f"page_size: {limit} is more than {MAX_PAGE_SIZE}")
         if request.status and request.status not in STORED_STATUSES:
-            raise InvalidInputError("status: only VERIFIED and UNVERIFIED pairs are stored")
+            raise InvalidInputError(
+                "status: pairs are stored as VERIFIED, UNVERIFIED, QUARANTINED or PURGED"
+            )
+        origin = origin_of(request.origin)
         while True:
             page = await self._intake.call(
                 self._store.list_pairs,
@@ -138,6 +158,8 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
                 token=request.page_token,
                 status=STORED_STATUSES.get(request.status),
                 source=request.source,
+                submitter=request.submitter,
+                origin=origin,
             )
             response = pb.ListPairsResponse(
                 pairs=[pair_message(pair) for pair in page.items],
@@ -152,9 +174,10 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         return pair_message(await self._intake.call(self._store.get_pair, request.id))
 
     async def GetAttempt(self, request: pb.GetAttemptRequest, context: Context) -> pb.Attempt:
-        return attempt_message(await self._attempt(request.id))
+        return attempt_message(await self.attempt(request.id))
 
-    async def _attempt(self, attempt_id: str) -> Attempt:
+    async def attempt(self, attempt_id: str) -> Attempt:
+        """Raises NotFoundError, but not for one that is still being written."""
         try:
             return await self._intake.call(self._store.get_attempt, attempt_id)
         except NotFoundError:
@@ -163,48 +186,19 @@ class CollectionService(pb_grpc.CollectionServiceServicer):
         await self._attempts.flush()
         return await self._intake.call(self._store.get_attempt, attempt_id)
 
-    async def _results(
+    def _results(
         self, requests: AsyncIterator[pb.SubmitPairsRequest], actor: str
     ) -> AsyncIterator[pb.PairResult]:
-        """The result of each request, in order, as soon as it and those before it are known.
-
-        A stream that breaks ends here; what was committed stays, and what is under way is dropped
-        or stored, which the client finds out by sending it again.
-        """
-        under_way: asyncio.Queue[asyncio.Task[pb.PairResult] | None] = asyncio.Queue(WINDOW)
-        tasks: set[asyncio.Task[pb.PairResult]] = set()
-
         async def submit(request: pb.SubmitPairsRequest) -> pb.PairResult:
-            return result_message(await self._intake.submit(pair_input(request.pair), actor))
-
-        async def read() -> None:
             try:
-                async for request in requests:
-                    task = asyncio.create_task(submit(request))
-                    tasks.add(task)
-                    await under_way.put(task)
-            except DecodeError as error:
-                raise InvalidInputError(
-                    "the message after the last one answered for is no SubmitPairsRequest: text "
-                    f"must be UTF-8 ({error})"
-                ) from error
-            finally:
-                await under_way.put(None)
+                origin = origin_of(request.origin) or Origin.SUBMITTED
+            except InvalidInputError as error:
+                return result_message(Outcome(request.pair.id[:64], "invalid", message=str(error)))
+            return result_message(
+                await self._intake.submit(pair_input(request.pair), actor, origin=origin)
+            )
 
-        reader = asyncio.create_task(read())
-        try:
-            while (task := await under_way.get()) is not None:
-                result = await task
-                tasks.discard(task)
-                yield result
-            await reader
-        finally:
-            for unfinished in (reader, *tasks):
-                unfinished.cancel()
-            # The reader's last word may wait for room in the queue.
-            while not under_way.empty():
-                under_way.get_nowait()
-            await asyncio.gather(reader, *tasks, return_exceptions=True)
+        return in_order(requests, submit, "SubmitPairsRequest")
 
 
 def submitter(context: Context) -> str:
@@ -213,5 +207,7 @@ def submitter(context: Context) -> str:
         if key == ACTOR_KEY:
             text = value.decode(errors="replace") if isinstance(value, bytes) else value
             printable = "".join(c for c in text if c.isprintable()).strip()
-            return printable[:MAX_ACTOR_CHARS] or UNKNOWN_ACTOR
+            # The daemon's own names are not for others to take: they have quotas of their own.
+            own = printable.startswith(OWN_PREFIX)
+            return (f"claimed {printable}" if own else printable)[:MAX_ACTOR_CHARS] or UNKNOWN_ACTOR
     return UNKNOWN_ACTOR
