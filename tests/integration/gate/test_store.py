@@ -4,14 +4,20 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gate_bench import CORRECTNESS_ALONE
 
-from opsd.daemon.config.schema import GateConfig, SuiteConfig
+from opsd.daemon.config.gate import GateConfig, SuiteConfig
+from opsd.daemon.config.training import PromptTraining
 from opsd.daemon.gate.evaluate import GateEvaluator
-from opsd.daemon.gate.suites import SuiteSet, load_suites
-from opsd.daemon.store.sql import open_store
+from opsd.daemon.gate.judge import judge_by, rules_of
+from opsd.daemon.gate.literacy import KeyPrompt
+from opsd.daemon.gate.questions import ModelIdentity
+from opsd.daemon.gate.registry import SuiteRegistry
+from opsd.daemon.store.sql import SqlStore, open_store
 from opsd.daemon.types.adapters import Adapter, AdapterState
 from opsd.daemon.types.engine import (
     AdapterHandle,
@@ -65,7 +71,9 @@ class SolvingCandidate:
 
 
 class Equality:
-    async def verify(self, verifier: str, reference: str, text: str) -> Verdict:
+    async def verify(
+        self, verifier: str, reference: str, text: str, *, private: bool = False
+    ) -> Verdict:
         kind = VerdictKind.PASS if text == reference else VerdictKind.FAIL
         return Verdict(kind, verifier, "")
 
@@ -79,19 +87,37 @@ class FreeRoutes:
         return 2
 
 
-@pytest.fixture
-def suites(tmp_path: Path) -> SuiteSet:
-    path = tmp_path / "s.jsonl"
+def open_suites(store: SqlStore, directory: Path) -> SuiteRegistry:
+    path = directory / "s.jsonl"
     records = [
         {"id": f"{i}", "prompt": f"p {i}", "verifier": "exact", "reference": "1", "stratum": "s"}
         for i in range(NUM_ITEMS)
     ]
     path.write_text("\n".join(map(json.dumps, records)))
-    config = SuiteConfig(name="n" * 64, path=str(path), role="target")
-    return load_suites([config], verifiers=["exact"])
+    config = SuiteConfig(
+        name="n" * 64, path=str(path), role="target", sealed=True, budget=1, margin=0.0
+    )
+    registry = SuiteRegistry(store, state_dir=directory, verifiers=["exact"])
+    registry.load([config])
+    return registry
 
 
-async def test_an_evaluation_survives_a_restart(store_url: str, suites: SuiteSet) -> None:
+def evaluator(engine: SolvingCandidate, store: SqlStore, suites: SuiteRegistry) -> GateEvaluator:
+    config = GateConfig(concurrency=2, margins=CORRECTNESS_ALONE)
+    return GateEvaluator(
+        engine,
+        Equality(),
+        store,
+        suites.active,
+        config,
+        routes=FreeRoutes(),
+        decide=judge_by(rules_of(config, teacher="base"), store.save_gate_inputs),
+        model=ModelIdentity("f" * 64, "float32"),
+        key_prompt=KeyPrompt(PromptTraining()),
+    )
+
+
+async def test_an_evaluation_survives_a_restart(store_url: str, tmp_path: Path) -> None:
     store = open_store(store_url, exclusive=False)
     store.create_run(RUN)
     candidate = store.add_adapter(
@@ -109,7 +135,6 @@ async def test_an_evaluation_survives_a_restart(store_url: str, suites: SuiteSet
             created_unix_s=1.0,
         )
     )
-    config = GateConfig(concurrency=2)
     engine = SolvingCandidate()
     half = asyncio.Event()
 
@@ -118,7 +143,7 @@ async def test_an_evaluation_survives_a_restart(store_url: str, suites: SuiteSet
         if done >= NUM_ITEMS:
             half.set()
 
-    first = GateEvaluator(engine, Equality(), store, suites, config, routes=FreeRoutes())
+    first = evaluator(engine, store, open_suites(store, tmp_path))
     task = asyncio.create_task(first.evaluate(RUN, candidate, None, note))
     await half.wait()
     task.cancel()
@@ -127,14 +152,19 @@ async def test_an_evaluation_survives_a_restart(store_url: str, suites: SuiteSet
     store.close()
 
     store = open_store(store_url, exclusive=False)
-    done_before = len(store.gate_outcomes(RUN.id))
-    assert NUM_ITEMS <= done_before < 2 * NUM_ITEMS
+    again_suites = open_suites(store, tmp_path)
     engine = SolvingCandidate()
-    again = GateEvaluator(engine, Equality(), store, suites, config, routes=FreeRoutes())
-    report = await again.evaluate(RUN, candidate, None, lambda done, total: None)
-    assert engine.num_requests == 2 * NUM_ITEMS - done_before
+    again = evaluator(engine, store, again_suites)
+    steps: list[int] = []
+    report = await again.evaluate(RUN, candidate, None, lambda done, total: steps.append(done))
+    assert NUM_ITEMS <= steps[0] < 2 * NUM_ITEMS
+    assert engine.num_requests == 2 * NUM_ITEMS - steps[0]
     assert report.verdict is GateVerdict.PASS
-    assert report.suites[0].only_candidate == NUM_ITEMS
-    store.save_gate(report)
-    assert store.get_gate(candidate.name) == report
+    # The budget is one gate, and the one that was interrupted did not pay twice.
+    assert again_suites.get("n" * 64).queries_used == 1
+    other = replace(RUN, id="another-run")
+    refused = await again.evaluate(other, candidate, None, lambda done, total: None)
+    assert refused.verdict is GateVerdict.INCONCLUSIVE
+    assert "budget of 1 gates is spent" in refused.explanation
+    assert engine.num_requests == 2 * NUM_ITEMS - steps[0]
     store.close()

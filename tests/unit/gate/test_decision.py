@@ -1,35 +1,47 @@
 """The gate's rules, one suite at a time and all together."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opsd.daemon.gate.decision import (
-    Answer,
-    GateRule,
-    PairedItem,
-    SuiteRule,
-    combine,
-    judge_gate,
-    judge_suite,
-)
+from opsd.daemon.gate import decision
+from opsd.daemon.gate.decision import combine, decide
+from opsd.daemon.gate.inputs import GateInputs
+from opsd.daemon.gate.rules import GateRules
 from opsd.daemon.types.gate import GateReport, GateVerdict, SuiteReport, SuiteRole
+from opsd.daemon.types.measured import AnswerRecord as Answer
+from opsd.daemon.types.measured import Arm, ItemMeasured, SuiteMeasured
 
 PASS, FAIL, INCONCLUSIVE = GateVerdict.PASS, GateVerdict.FAIL, GateVerdict.INCONCLUSIVE
-TARGET = SuiteRule("medium", SuiteRole.TARGET, 0.02, "a" * 64)
-GUARD = SuiteRule("easy", SuiteRole.GUARD, 0.05, "b" * 64)
-RULE = GateRule(confidence=0.95, max_error_fraction=0.02, max_tokens=64)
+TARGET = SuiteMeasured("medium", "1", "a" * 64, SuiteRole.TARGET, 0.02, ())
+GUARD = SuiteMeasured("easy", "1", "b" * 64, SuiteRole.GUARD, 0.05, ())
+RULE = GateRules(confidence=0.95, max_error_fraction=0.02, max_tokens=64)
+
+
+def item(incumbent: Answer, candidate: Answer, stratum: str = "") -> ItemMeasured:
+    return ItemMeasured("", {Arm.INCUMBENT: (incumbent,), Arm.CANDIDATE: (candidate,)}, stratum)
 
 
 def pair(
     incumbent: bool | None, candidate: bool | None, stratum: str = "", tokens: int = 20
-) -> PairedItem:
-    return PairedItem(stratum, Answer(incumbent, tokens), Answer(candidate, tokens))
+) -> ItemMeasured:
+    return item(Answer(incumbent, tokens), Answer(candidate, tokens), stratum)
 
 
-def table(both: int, wins: int, losses: int, neither: int) -> list[PairedItem]:
+def numbered(items: Sequence[ItemMeasured]) -> tuple[ItemMeasured, ...]:
+    return tuple(replace(item, id=f"i{number}") for number, item in enumerate(items))
+
+
+def judge_suite(
+    suite: SuiteMeasured, items: Sequence[ItemMeasured], rules: GateRules
+) -> SuiteReport:
+    return decision.judge_suite(replace(suite, items=numbered(items)), rules)
+
+
+def table(both: int, wins: int, losses: int, neither: int) -> list[ItemMeasured]:
     return (
         [pair(True, True)] * both
         + [pair(False, True)] * wins
@@ -50,7 +62,7 @@ def table(both: int, wins: int, losses: int, neither: int) -> list[PairedItem]:
         (table(2000, 25, 6, 2000), FAIL, "a gain of more than 2 points is ruled out"),
     ],
 )
-def test_target(items: list[PairedItem], verdict: GateVerdict, said: str) -> None:
+def test_target(items: list[ItemMeasured], verdict: GateVerdict, said: str) -> None:
     report = judge_suite(TARGET, items, RULE)
     assert report.verdict is verdict, report.explanation
     assert said in report.explanation
@@ -67,7 +79,7 @@ def test_target(items: list[PairedItem], verdict: GateVerdict, said: str) -> Non
         (table(10, 0, 0, 0), INCONCLUSIVE, "neither ruled out nor proven"),
     ],
 )
-def test_guard(items: list[PairedItem], verdict: GateVerdict, said: str) -> None:
+def test_guard(items: list[ItemMeasured], verdict: GateVerdict, said: str) -> None:
     report = judge_suite(GUARD, items, RULE)
     assert report.verdict is verdict, report.explanation
     assert said in report.explanation
@@ -82,12 +94,12 @@ def test_target_without_margin_needs_a_gain_above_zero() -> None:
 
 
 def test_target_that_only_the_exact_test_doubts_is_inconclusive() -> None:
-    # 6 wins, 0 losses of 1000: p = 0.031; 5 wins: the interval clears 0, the exact test does not.
+    # 6 wins, 0 losses of 1000: p = 0.016; 5 wins: the interval clears 0, the exact test does not.
     rule = replace(TARGET, margin=0.0)
     assert judge_suite(rule, table(0, 6, 0, 994), RULE).verdict is PASS
     doubted = judge_suite(rule, table(0, 5, 0, 995), RULE)
     assert doubted.ci_low > 0.0
-    assert doubted.p_value == 0.0625
+    assert doubted.p_value == 0.03125
     assert doubted.verdict is INCONCLUSIVE
 
 
@@ -171,16 +183,16 @@ def test_strata_are_reported_in_order() -> None:
 
 
 def test_shrunken_and_truncated_answers_are_told() -> None:
-    item = PairedItem("", Answer(True, 40), Answer(True, 64, truncated=True))
-    report = judge_suite(TARGET, [item] * 5, RULE)
+    cut = item(Answer(True, 40), Answer(True, 64, truncated=True))
+    report = judge_suite(TARGET, [cut] * 5, RULE)
     assert "cut off by the limit of 64 tokens: incumbent 0, candidate 5" in report.explanation
-    short = PairedItem("", Answer(True, 40), Answer(True, 19))
+    short = item(Answer(True, 40), Answer(True, 19))
     report = judge_suite(TARGET, [short] * 5, RULE)
     assert "shrank to less than half: 19.0 tokens on average, the incumbent's 40.0" in (
         report.explanation
     )
     assert (report.incumbent_tokens_mean, report.candidate_tokens_mean) == (40.0, 19.0)
-    half = PairedItem("", Answer(True, 40), Answer(True, 20))
+    half = item(Answer(True, 40), Answer(True, 20))
     assert "shrank" not in judge_suite(TARGET, [half] * 5, RULE).explanation
 
 
@@ -201,29 +213,23 @@ def test_combination(verdicts: list[tuple[str, GateVerdict]], overall: GateVerdi
     assert combine([(SuiteRole(role), verdict) for role, verdict in verdicts]) is overall
 
 
-def gate(suites: list[SuiteReport]) -> GateReport:
-    return judge_gate(
-        run_id="r",
-        candidate="opsd-1",
-        incumbent="base",
-        suites=suites,
-        started_unix_s=1.0,
-        finished_unix_s=2.0,
-    )
+def gate(*suites: tuple[SuiteMeasured, list[ItemMeasured]]) -> GateReport:
+    measured = tuple(replace(suite, items=numbered(items)) for suite, items in suites)
+    return decide(GateInputs("r", "opsd-1", "base", RULE, measured, 1.0, 2.0))
 
 
 def test_overall_explanation_names_what_decided() -> None:
-    good = judge_suite(TARGET, table(50, 40, 5, 105), RULE)
-    held = judge_suite(GUARD, table(291, 0, 4, 5), RULE)
-    harmed = judge_suite(GUARD, table(200, 0, 60, 40), RULE)
-    assert gate([good, held]).explanation.startswith(
-        "pass: 1 target suite improved, 1 guard suite held. medium: "
+    good = (TARGET, table(50, 40, 5, 105))
+    held = (GUARD, table(291, 0, 4, 5))
+    harmed = (GUARD, table(200, 0, 60, 40))
+    assert gate(good, held).explanation.startswith(
+        "pass: 1 target suite improved, 1 guard suite held"
     )
-    failed = gate([good, harmed])
+    failed = gate(good, harmed)
     assert failed.verdict is FAIL
-    assert failed.explanation == f"fail: 1 of 2 suites failed. {harmed.explanation}."
-    assert 'role = "target"' in gate([held]).explanation
-    assert "[[gate.suites]]" in gate([]).explanation
+    assert failed.explanation == f"fail: 1 of 2 suites failed. {failed.suites[1].explanation}."
+    assert 'role = "target"' in gate(held).explanation
+    assert "[[gate.suites]]" in gate().explanation
 
 
 @given(
@@ -231,7 +237,7 @@ def test_overall_explanation_names_what_decided() -> None:
     st.sampled_from([TARGET, GUARD]),
 )
 def test_a_better_outcome_never_makes_the_verdict_worse(
-    outcomes: list[tuple[bool, bool]], rule: SuiteRule
+    outcomes: list[tuple[bool, bool]], rule: SuiteMeasured
 ) -> None:
     order = [FAIL, INCONCLUSIVE, PASS]
     before = judge_suite(rule, [pair(*outcome) for outcome in outcomes], RULE)

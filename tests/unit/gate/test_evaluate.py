@@ -1,16 +1,12 @@
 """The evaluator against an engine, a verifier and a store made of plain Python."""
 
 import asyncio
-import json
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from gate_bench import CANDIDATE, INCUMBENT, Bench, right, wrong
 
-from opsd.daemon.config.schema import GateConfig, SuiteConfig
 from opsd.daemon.errors import (
     ConfigError,
     EngineError,
@@ -18,204 +14,10 @@ from opsd.daemon.errors import (
     NotFoundError,
     StateError,
 )
-from opsd.daemon.gate.evaluate import PRIORITY, GateEvaluator
-from opsd.daemon.gate.suites import SuiteSet, load_suites
-from opsd.daemon.types.adapters import Adapter, AdapterState
-from opsd.daemon.types.engine import (
-    AdapterHandle,
-    EngineChunk,
-    EngineHealth,
-    EngineInfo,
-    EngineRequest,
-    FinishReason,
-)
-from opsd.daemon.types.gate import GateReport, GateVerdict, Measurement
-from opsd.daemon.types.pairs import Verdict, VerdictKind
-from opsd.daemon.types.runs import Run, RunState, TriggerKind
-
-CANDIDATE = Adapter(
-    name="opsd-" + "c" * 16,
-    sha256="c" * 64,
-    lora_id=7,
-    state=AdapterState.CANDIDATE,
-    run_id="run",
-    path="/adapters/c",
-    rank=8,
-    alpha=16.0,
-    size_bytes=1,
-    model_fingerprint="f" * 64,
-    created_unix_s=0.0,
-)
-INCUMBENT = AdapterHandle("opsd-" + "1" * 16, 3, "/adapters/1")
-RUN = Run("run", RunState.EVALUATING, TriggerKind.OPERATOR, "me", "", 0.0, 0.0)
-
-Behaviour = Callable[[EngineRequest, int], str]
-"""(request, how often this adapter was asked this before) → answer; may raise."""
-
-
-def right(request: EngineRequest, attempt: int) -> str:
-    return request.messages[0].content.removeprefix("say ")
-
-
-def wrong(request: EngineRequest, attempt: int) -> str:
-    return "nonsense"
-
-
-class FakeEngine:
-    def __init__(self, incumbent: Behaviour = wrong, candidate: Behaviour = right) -> None:
-        self.behaviours = {CANDIDATE.name: candidate, INCUMBENT.name: incumbent, "base": incumbent}
-        self.requests: list[EngineRequest] = []
-        self.asked: Counter[tuple[str, str]] = Counter()
-        self.in_flight = 0
-        self.peak = 0
-        self.healthy = True
-        self.health_checks = 0
-        self.delay_s = 0.0
-        self.finish = FinishReason.STOP
-
-    @property
-    def info(self) -> EngineInfo:
-        return EngineInfo("/model", 128, 384, 4, 16)
-
-    async def start(self) -> None: ...
-
-    async def stop(self) -> None: ...
-
-    async def load_adapter(self, adapter: AdapterHandle) -> None: ...
-
-    async def unload_adapter(self, adapter: AdapterHandle) -> None: ...
-
-    async def health(self) -> EngineHealth:
-        self.health_checks += 1
-        if self.health_checks > 3:
-            self.healthy = True
-        return EngineHealth(self.healthy)
-
-    async def generate(self, request: EngineRequest) -> AsyncIterator[EngineChunk]:
-        self.requests.append(request)
-        name = request.adapter.name if request.adapter else "base"
-        key = (name, request.messages[0].content)
-        attempt = self.asked[key]
-        self.asked[key] += 1
-        self.in_flight += 1
-        self.peak = max(self.peak, self.in_flight)
-        try:
-            await asyncio.sleep(self.delay_s)
-            text = self.behaviours[name](request, attempt)
-            yield EngineChunk(text[:2], (1,), 3, 1)
-            yield EngineChunk(text[2:], (2,), 3, 2, self.finish)
-        finally:
-            self.in_flight -= 1
-
-
-class FakeVerifier:
-    """Equality; ``error`` it cannot judge, ``flaky`` not at first."""
-
-    def __init__(self) -> None:
-        self.seen: Counter[str] = Counter()
-
-    async def verify(self, verifier: str, reference: str, text: str) -> Verdict:
-        self.seen[text] += 1
-        if text == "error" or (text == "flaky" and self.seen[text] == 1):
-            return Verdict(VerdictKind.ERROR, verifier, "timed out")
-        solved = text == reference
-        return Verdict(VerdictKind.PASS if solved else VerdictKind.FAIL, verifier, "")
-
-
-class FakeStore:
-    def __init__(self) -> None:
-        self.outcomes: dict[tuple[str, str, str], tuple[bool | None, int]] = {}
-        self.saves = 0
-
-    def save_gate(self, report: GateReport) -> None: ...
-
-    def get_gate(self, key: str) -> GateReport:
-        raise NotFoundError(key)
-
-    def save_gate_outcome(
-        self, run_id: str, adapter: str, suite: str, item_id: str, solved: bool | None, tokens: int
-    ) -> None:
-        assert run_id == RUN.id
-        assert len(adapter) <= 64
-        assert len(suite) <= 64
-        self.saves += 1
-        self.outcomes[adapter, suite, item_id] = (solved, tokens)
-
-    def gate_outcomes(self, run_id: str) -> dict[tuple[str, str, str], tuple[bool | None, int]]:
-        return dict(self.outcomes)
-
-
-class FakeRoutes:
-    def __init__(self, users: int = 0) -> None:
-        self.held: Counter[str] = Counter()
-        self.users = users
-        self.loaded = {CANDIDATE.name, INCUMBENT.name, "base"}
-
-    @contextmanager
-    def route(self, request_id: str, explicit_adapter: str = "") -> Iterator[None]:
-        if explicit_adapter not in self.loaded:
-            raise NotFoundError(f"{explicit_adapter} is not loaded")
-        self.held[explicit_adapter] += 1
-        try:
-            yield
-        finally:
-            self.held[explicit_adapter] -= 1
-
-    def total_in_flight(self) -> int:
-        return self.users + self.held.total()
-
-
-class Bench:
-    """One evaluator with everything around it."""
-
-    def __init__(self, directory: Path, *, num_items: int = 12, engine: FakeEngine | None = None):
-        configs = []
-        for name, role in (("medium", "target"), ("easy", "guard")):
-            path = directory / f"{name}.jsonl"
-            records = [
-                {
-                    "id": f"{number}",
-                    "prompt": f"say {name}-{number}",
-                    "verifier": "exact",
-                    "reference": f"{name}-{number}",
-                }
-                for number in range(num_items)
-            ]
-            path.write_text("\n".join(map(json.dumps, records)))
-            configs.append(
-                SuiteConfig.model_validate({"name": name, "path": str(path), "role": role})
-            )
-        self.suites: SuiteSet = load_suites(configs, verifiers=["exact"])
-        self.engine = engine or FakeEngine()
-        self.verifier = FakeVerifier()
-        self.store = FakeStore()
-        self.routes = FakeRoutes()
-        self.config = GateConfig(concurrency=4, max_tokens=64, max_error_fraction=0.2)
-        self.progress: list[tuple[int, int]] = []
-        self.recovery_timeout_s = 5.0
-        self.answer_timeout_s = 5.0
-
-    def evaluator(self) -> GateEvaluator:
-        return GateEvaluator(
-            self.engine,
-            self.verifier,
-            self.store,
-            self.suites,
-            self.config,
-            routes=self.routes,
-            answer_timeout_s=self.answer_timeout_s,
-            recovery_timeout_s=self.recovery_timeout_s,
-            poll_interval_s=0.001,
-        )
-
-    async def evaluate(self, incumbent: AdapterHandle | None = None) -> GateReport:
-        return await self.evaluator().evaluate(RUN, CANDIDATE, incumbent, self.on_progress)
-
-    async def measure(self, adapter: AdapterHandle | None) -> list[Measurement]:
-        return await self.evaluator().measure(RUN, adapter, self.on_progress)
-
-    def on_progress(self, done: int, total: int) -> None:
-        self.progress.append((done, total))
+from opsd.daemon.gate.answers import PRIORITY
+from opsd.daemon.gate.suites import SuiteSet
+from opsd.daemon.types.engine import EngineChunk, EngineRequest, FinishReason
+from opsd.daemon.types.gate import GateVerdict, Measurement
 
 
 @pytest.fixture
@@ -328,17 +130,6 @@ async def test_an_interrupted_evaluation_goes_on(bench: Bench) -> None:
     assert report.suites[0].n == 12
 
 
-async def test_suites_with_long_names_are_told_apart(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    first, second = bench.suites.suites
-    bench.suites = SuiteSet(
-        (replace(first, name="n" * 63 + "1"), replace(first, name="n" * 63 + "2"), second), {}
-    )
-    report = await bench.evaluate()
-    assert len(bench.store.outcomes) == bench.store.saves == 72
-    assert report.verdict is GateVerdict.PASS
-
-
 async def test_outcomes_had_under_other_conditions_do_not_count(bench: Bench) -> None:
     await bench.evaluate()
     bench.config = bench.config.model_copy(update={"max_tokens": 32})
@@ -372,7 +163,7 @@ async def test_an_item_that_fails_twice_has_no_outcome(
     assert [suite.num_errors for suite in report.suites] == [1, 0]
     assert report.suites[0].n == 11
     assert bench.engine.asked[CANDIDATE.name, "say medium-3"] == 2
-    assert [solved for solved, _ in bench.store.outcomes.values()].count(None) == 1
+    assert [record.solved for record, _ in bench.store.records.values()].count(None) == 1
     assert "item=3" in caplog.text
     assert "broken" in caplog.text
 

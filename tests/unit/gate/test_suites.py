@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opsd.daemon.config.schema import SuiteConfig
+from opsd.daemon.config.gate import SuiteConfig
 from opsd.daemon.errors import ConfigError
 from opsd.daemon.gate.suites import SuiteSet, check_unchanged, check_untrained, load_suites
 from opsd.daemon.types.gate import SuiteRole
@@ -30,6 +30,22 @@ def load(path: Path, text: str | bytes) -> SuiteSet:
     return load_suites([config], verifiers=VERIFIERS)
 
 
+def test_a_reference_that_cannot_be_compared_with_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_text(line() + "\n" + line("b", "2+3?", reference="five"))
+    config = SuiteConfig(name="easy", path=str(path), role="guard")
+    asked = []
+
+    def mistake(verifier: str, reference: str) -> str:
+        asked.append((verifier, reference))
+        return "it is not a number; write one" if reference == "five" else ""
+
+    said = "s.jsonl:2: 'reference' of item 'b', for the verifier numeric: it is not a number"
+    with pytest.raises(ConfigError, match=said):
+        load_suites([config], verifiers=VERIFIERS, reference_mistake=mistake)
+    assert asked == [("numeric", "2"), ("numeric", "five")]
+
+
 def test_items_are_read_in_order(tmp_path: Path) -> None:
     path = tmp_path / "easy.jsonl"
     text = line(stratum="s", source="else") + "\n\n" + line("b", "2+\u20283?") + "\n"
@@ -40,11 +56,10 @@ def test_items_are_read_in_order(tmp_path: Path) -> None:
         SuiteItem("b", "2+\u20283?", "numeric", "2"),
     )
     assert (suite.name, suite.role, suite.margin) == ("easy", SuiteRole.GUARD, 0.05)
-    assert suite.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert suite.file_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert suite.version == f"sha-{suite.sha256[:12]}"
     assert suites.num_items() == 2
     assert suites.held_out[prompt_key("what is 1+1")].line == 1
-    keys = [prompt_key("what is 1+1"), prompt_key("what is 1+2")]
-    assert suites.held_out_keys(keys) == {keys[0]}
 
 
 def test_a_unicode_line_separator_is_not_a_line_end(tmp_path: Path) -> None:

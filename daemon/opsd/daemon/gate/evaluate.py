@@ -3,106 +3,108 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import Counter
 
-from opsd.daemon.config.schema import GateConfig
-from opsd.daemon.errors import EngineError, InvalidInputError, StateError
-from opsd.daemon.gate.decision import (
-    Answer,
-    GateRule,
-    PairedItem,
-    SuiteRule,
-    judge_gate,
-    judge_suite,
+from opsd.daemon.config.gate import GateConfig
+from opsd.daemon.errors import StateError
+from opsd.daemon.gate.answers import Answerer, Timing
+from opsd.daemon.gate.literacy import KeyPrompt
+from opsd.daemon.gate.ports import (
+    AnswerVerifier,
+    Decide,
+    EvaluationStore,
+    Routes,
 )
-from opsd.daemon.gate.ports import AnswerVerifier, Routes
+from opsd.daemon.gate.questions import ModelIdentity, Question, Respondent, SuitePlan
+from opsd.daemon.gate.rules import GateRules
+from opsd.daemon.gate.scores import arm_scores
 from opsd.daemon.gate.suites import Suite, SuiteSet, check_unchanged
-from opsd.daemon.store.api import GateStore
 from opsd.daemon.types.adapters import Adapter
-from opsd.daemon.types.engine import (
-    BASE,
-    AdapterHandle,
-    ChatMessage,
-    Engine,
-    EngineRequest,
-    FinishReason,
-    Sampling,
-)
-from opsd.daemon.types.gate import GateReport, Measurement, SuiteRole
-from opsd.daemon.types.pairs import SuiteItem, Verdict, VerdictKind
+from opsd.daemon.types.engine import BASE, AdapterHandle, AnswerScorer, Engine
+from opsd.daemon.types.evaluation import GateContext
+from opsd.daemon.types.gate import GateReport, Measurement, SuiteRole, SuiteUse
+from opsd.daemon.types.measured import AnswerRecord, Arm, ItemMeasured, SuiteMeasured
+from opsd.daemon.types.pairs import SuiteItem
 from opsd.daemon.types.runs import Run
+from opsd.daemon.types.suites import CachedAnswer
 
 log = logging.getLogger(__name__)
 
-PRIORITY = 10
-"""Below users, who are 0: the engine's scheduler serves lower numbers first."""
-
 _ITEMS = Counter("opsd_gate_answers_total", "Answers given in held-out evaluation.", ["outcome"])
+_RECALLED = Counter(
+    "opsd_gate_answers_recalled_total", "Answers of held-out evaluation that were kept from before."
+)
 _EVALUATIONS = Counter("opsd_gate_evaluations_total", "Evaluations finished.", ["verdict"])
 
 Progress = Callable[[int, int], None]
-"""Told (answers so far, answers in all), one for each adapter and item."""
+"""Told (answers so far, answers in all), one for each adapter, item and sample."""
 
-AnswerKey = tuple[str, str, str]
-"""Adapter, suite key, item."""
+Arms = dict[Arm, Respondent]
+Answers = dict[CachedAnswer, AnswerRecord]
+
+_DAY_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
     """One answer to be had."""
 
-    suite_key: str
-    suite: str
-    item: SuiteItem
-    adapter: str
-    handle: AdapterHandle | None
+    question: Question
+    who: Respondent
 
     @property
-    def key(self) -> AnswerKey:
-        return (self.adapter, self.suite_key, self.item.id)
+    def key(self) -> CachedAnswer:
+        return self.question.cached(self.who)
 
 
 class GateEvaluator:
-    """Has both adapters answer every item of every suite, and judges the pairs.
+    """Has both adapters, and base, answer every item of every suite, and has it decided.
 
-    The two answers to an item are asked for side by side, in alternating order, so that whatever
-    changes over time touches both. Each outcome is stored as it comes: an evaluation that is begun
-    again under the same run goes on where it stopped.
+    The answers to an item are asked for side by side, in rotating order, so that whatever changes
+    over time touches all. Each is stored as it comes, under the adapter and all that it depends
+    on: an evaluation that is begun again goes on where it stopped, and the next one asks the same
+    incumbent nothing.
     """
 
     def __init__(
         self,
         engine: Engine,
         verifier: AnswerVerifier,
-        store: GateStore,
-        suites: SuiteSet,
+        store: EvaluationStore,
+        suites: Callable[[], SuiteSet],
         config: GateConfig,
         *,
         routes: Routes,
-        answer_timeout_s: float = 600.0,
-        recovery_timeout_s: float = 300.0,
-        poll_interval_s: float = 0.05,
+        decide: Decide,
+        model: ModelIdentity,
+        key_prompt: KeyPrompt,
+        scorer: AnswerScorer | None = None,
+        look_through: Callable[[str, str], None] | None = None,
+        timing: Timing | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``recovery_timeout_s`` is how long a failed engine may take to come back."""
-        self._engine = engine
-        self._verifier = verifier
+        """``suites`` are looked at once at the beginning of each evaluation; without a ``scorer``
+        entropy and KL are not measured. ``look_through`` is told each answer's text and
+        who wrote it."""
+        self._timing = timing or Timing()
+        self._answerer = Answerer(
+            engine, scorer, verifier, config.behaviour, self._timing, look_through
+        )
         self._store = store
         self._suites = suites
         self._config = config
         self._routes = routes
-        self._answer_timeout_s = answer_timeout_s
-        self._recovery_timeout_s = recovery_timeout_s
-        self._poll_interval_s = poll_interval_s
+        self._decide = decide
+        self._model = model
+        self._key_prompt = key_prompt
         self._clock = clock
 
     async def evaluate(
@@ -114,140 +116,179 @@ class GateEvaluator:
     ) -> GateReport:
         """The report on ``candidate`` against ``incumbent`` (None: base); the caller stores it.
 
+        Raises what ``measure_candidate`` raises.
+        """
+        started = self._clock()
+        measured = await self.measure_candidate(run, candidate, incumbent, on_progress)
+        context = GateContext(
+            run_id=run.id,
+            candidate=candidate.name,
+            incumbent=incumbent.name if incumbent else BASE,
+            started_unix_s=started,
+            finished_unix_s=self._clock(),
+        )
+        report = await asyncio.to_thread(self._decide, context, measured)
+        self._tell(context, measured)
+        _EVALUATIONS.labels(report.verdict.value).inc()
+        log.info(
+            "gate run=%s candidate=%s incumbent=%s verdict=%s",
+            *(run.id, context.candidate, context.incumbent, report.verdict.value),
+        )
+        return report
+
+    async def measure_candidate(
+        self,
+        run: Run,
+        candidate: Adapter,
+        incumbent: AdapterHandle | None,
+        on_progress: Progress,
+    ) -> tuple[SuiteMeasured, ...]:
+        """Everything that the decision needs to know of the answers, suite by suite.
+
         Raises ConfigError when a suite's file changed, StateError when ``gate.timeout_s`` passes or
         both adapters are the same, NotFoundError when one is not loaded, and EngineError when the
         engine stays down: that may be tried again, and goes on where it stopped.
         """
+        arms = self._arms(candidate, incumbent)
+        suites = self._suites()
+        await asyncio.to_thread(check_unchanged, suites)
+        unusable = await self._count_use(run, suites)
+        usable = [suite for suite in suites.suites if suite.name not in unusable]
+        num_uses = await self._claim(run, usable)
+        plans = [self._plan(suite, scoring=True) for suite in usable]
+        tasks = list(_paired_tasks(plans, list(arms.values())))
+        with ExitStack() as leases:
+            # Held for the whole evaluation: whatever is promoted meanwhile, none may be unloaded.
+            for who in arms.values():
+                leases.enter_context(self._routes.route(f"gate-{run.id}", who.name))
+            answers = await self._answers(run, tasks, on_progress, own_leases=len(arms))
+        by_name = {plan.suite.name: plan for plan in plans}
+        measured = tuple(
+            SuiteMeasured(
+                name=suite.name,
+                version=suite.version,
+                sha256=suite.sha256,
+                role=suite.role,
+                margin=suite.margin,
+                items=_items(by_name.get(suite.name), arms, answers),
+                stratum_margin=suite.stratum_margin,
+                sealed=suite.sealed,
+                num_uses=num_uses.get(suite.name, 0),
+                unusable=unusable.get(suite.name, ""),
+            )
+            for suite in suites.suites
+        )
+        await asyncio.to_thread(
+            self._store.trim_answers,
+            max_rows=self._config.max_cached_answers,
+            max_age_s=self._config.max_cached_days * _DAY_S,
+        )
+        return measured
+
+    def num_items(self) -> int:
+        """Of all suites; ``evaluate`` takes at least twice as many answers."""
+        return self._suites().num_items()
+
+    def num_target_items(self) -> int:
+        """Answers that one call of ``measure`` takes."""
+        return sum(
+            len(plan.questions(item))
+            for plan in self._target_plans(self._suites())
+            for item in plan.suite.items
+        )
+
+    async def measure(
+        self, run: Run, adapter: AdapterHandle | None, on_progress: Progress
+    ) -> list[Measurement]:
+        """One adapter (None: base) alone on every target suite that is not sealed, in their order.
+
+        Under the conditions of ``evaluate`` and with its store: an answer that an evaluation had
+        from this adapter already is not asked for again. Raises what ``measure_candidate`` raises,
+        and StateError for a suite without any outcome.
+        """
+        who = Respondent.of(adapter, self._model)
+        suites = self._suites()
+        await asyncio.to_thread(check_unchanged, suites)
+        plans = self._target_plans(suites)
+        tasks = [
+            _Task(question, who)
+            for plan in plans
+            for item in plan.suite.items
+            for question in plan.questions(item)
+        ]
+        with self._routes.route(f"gate-{run.id}", who.name):
+            answers = await self._answers(run, tasks, on_progress, own_leases=1)
+        return [_summary(plan, who, answers) for plan in plans]
+
+    def conditions(self, suite: Suite) -> tuple[str, str]:
+        """Those under which the first answers to its items are stored: unscored, and scored."""
+        return self._plan(suite, scoring=True).main_conditions
+
+    def _arms(self, candidate: Adapter, incumbent: AdapterHandle | None) -> Arms:
         incumbent_name = incumbent.name if incumbent else BASE
         if candidate.name == incumbent_name:
             raise StateError(
                 f"{candidate.name} serves already, there is nothing to compare it with: trigger a "
                 "run that trains another"
             )
-        started = self._clock()
-        await asyncio.to_thread(check_unchanged, self._suites)
-        tasks = self._tasks(candidate, incumbent)
-        # Held for the whole evaluation: whatever is promoted meanwhile, neither may be unloaded.
-        with (
-            self._routes.route(f"gate-{run.id}", candidate.name),
-            self._routes.route(f"gate-{run.id}", incumbent_name),
-        ):
-            answers = await self._answers(run, tasks, on_progress, own_leases=2)
-        report = judge_gate(
-            run_id=run.id,
-            candidate=candidate.name,
-            incumbent=incumbent_name,
-            suites=[
-                judge_suite(
-                    _suite_rule(suite),
-                    self._pairs(suite, candidate.name, incumbent_name, answers),
-                    self._gate_rule(),
+        arms = {
+            Arm.INCUMBENT: Respondent.of(incumbent, self._model),
+            Arm.CANDIDATE: Respondent.of(candidate.handle(), self._model),
+        }
+        if incumbent is not None and self._config.measure_base:
+            arms[Arm.BASE] = Respondent.of(None, self._model)
+        return arms
+
+    async def _count_use(self, run: Run, suites: SuiteSet) -> dict[str, str]:
+        """Counts this gate as a use of every suite, before anything is asked; what may not be used,
+        with the reason."""
+        unusable = {}
+        for suite in suites.suites:
+            use = await asyncio.to_thread(self._store.use_suite, suite.name, suite.version, run.id)
+            if not use.allowed:
+                unusable[suite.name] = (
+                    f"its budget of {use.budget} gates is spent: add fresh items with `opsd suites "
+                    f"add FILE --name {suite.name}`, or in the file that [[gate.suites]] names"
                 )
-                for suite in self._suites.suites
-            ],
-            started_unix_s=started,
-            finished_unix_s=self._clock(),
-        )
-        _EVALUATIONS.labels(report.verdict.value).inc()
-        log.info(
-            "gate run=%s candidate=%s incumbent=%s verdict=%s",
-            run.id,
-            candidate.name,
-            incumbent_name,
-            report.verdict.value,
-        )
-        return report
+        return unusable
 
-    def num_items(self) -> int:
-        """Of all suites; ``evaluate`` takes twice as many answers."""
-        return self._suites.num_items()
-
-    def num_target_items(self) -> int:
-        """Answers that one call of ``measure`` takes."""
-        return sum(len(suite.items) for suite in self._targets())
-
-    async def measure(
-        self, run: Run, adapter: AdapterHandle | None, on_progress: Progress
-    ) -> list[Measurement]:
-        """One adapter (None: base) alone on every target suite, in the order of the configuration.
-
-        Under the conditions of ``evaluate`` and with its store: an answer that the run's evaluation
-        had from this adapter already is not asked for again. Raises what ``evaluate`` raises, and
-        StateError for a suite without any outcome.
-        """
-        name = adapter.name if adapter else BASE
-        await asyncio.to_thread(check_unchanged, self._suites)
-        tasks = [
-            _Task(self._suite_key(suite), suite.name, item, name, adapter)
-            for suite in self._targets()
-            for item in suite.items
+    async def _claim(self, run: Run, suites: Sequence[Suite]) -> dict[str, int]:
+        """Enters this gate into the ledger; how often other gates used each suite's items."""
+        uses = [
+            SuiteUse(suite.name, suite.sha256, suite.role, tuple(suite.prompt_keys()))
+            for suite in suites
         ]
-        with self._routes.route(f"gate-{run.id}", name):
-            answers = await self._answers(run, tasks, on_progress, own_leases=1)
-        return [self._summary(suite, name, answers) for suite in self._targets()]
+        alpha = GateRules(confidence=self._config.confidence).alpha
+        return await asyncio.to_thread(self._store.claim_suite_uses, run.id, uses, alpha=alpha)
 
-    def _targets(self) -> list[Suite]:
-        return [suite for suite in self._suites.suites if suite.role is SuiteRole.TARGET]
+    def _plan(self, suite: Suite, *, scoring: bool) -> SuitePlan:
+        return SuitePlan(suite, self._config, self._key_prompt, self._model, scoring=scoring)
 
-    def _summary(self, suite: Suite, name: str, answers: dict[AnswerKey, Answer]) -> Measurement:
-        key = self._suite_key(suite)
-        found = [answers[name, key, item.id] for item in suite.items]
-        judged = [answer for answer in found if answer.solved is not None]
-        if not judged:
-            raise StateError(
-                f"none of the {len(found)} answers of {name} to suite {suite.name!r} could be "
-                "judged: the daemon's log names the reason of each (gate_item_error)"
-            )
-        return Measurement(
-            suite=suite.name,
-            n=len(judged),
-            accuracy=sum(answer.solved is True for answer in judged) / len(judged),
-            tokens_mean=sum(answer.tokens for answer in judged) / len(judged),
-        )
-
-    def _tasks(self, candidate: Adapter, incumbent: AdapterHandle | None) -> list[_Task]:
-        sides = [
-            (incumbent.name if incumbent else BASE, incumbent),
-            (candidate.name, candidate.handle()),
+    def _target_plans(self, suites: SuiteSet) -> list[SuitePlan]:
+        return [
+            self._plan(suite, scoring=False)
+            for suite in suites.suites
+            if suite.role is SuiteRole.TARGET and not suite.sealed
         ]
-        tasks = []
-        for suite in self._suites.suites:
-            for item in suite.items:
-                tasks += [
-                    _Task(self._suite_key(suite), suite.name, item, name, handle)
-                    for name, handle in sides
-                ]
-                sides.reverse()
-        return tasks
 
     async def _answers(
         self, run: Run, tasks: list[_Task], on_progress: Progress, *, own_leases: int
-    ) -> dict[AnswerKey, Answer]:
-        stored = await asyncio.to_thread(self._store.gate_outcomes, run.id)
-        answers = {
-            task.key: self._recalled(*stored[task.key]) for task in tasks if task.key in stored
-        }
-        pending = deque(task for task in tasks if task.key not in stored)
+    ) -> Answers:
+        answers = await self._recalled(run, tasks)
+        pending = deque(task for task in tasks if task.key not in answers)
+        _RECALLED.inc(len(answers))
         on_progress(len(answers), len(tasks))
 
         async def work(index: int) -> None:
             while pending:
                 if index >= self._allowed(own_leases):
-                    await asyncio.sleep(self._poll_interval_s)
+                    await asyncio.sleep(self._timing.poll_s)
                     continue
                 task = pending.popleft()
-                answer = await self._answer(run, task)
-                await asyncio.to_thread(
-                    self._store.save_gate_outcome,
-                    run.id,
-                    task.adapter,
-                    task.suite_key,
-                    task.item.id,
-                    answer.solved,
-                    answer.tokens,
-                )
-                answers[task.key] = answer
-                _ITEMS.labels(_outcome_label(answer)).inc()
+                record = await self._answerer.answer(run.id, task.question, task.who)
+                await asyncio.to_thread(self._store.save_answer, task.key, record, run_id=run.id)
+                answers[task.key] = record
+                _ITEMS.labels(_outcome_label(task.question.suite, record)).inc()
                 on_progress(len(answers), len(tasks))
 
         try:
@@ -262,6 +303,28 @@ class GateEvaluator:
             ) from None
         return answers
 
+    async def _recalled(self, run: Run, tasks: Sequence[_Task]) -> Answers:
+        """Those that were had before, in this run or another."""
+        wanted = {
+            (task.who.identity, conditions)
+            for task in tasks
+            for conditions in (task.question.conditions, task.question.richer)
+            if conditions
+        }
+        kept = {
+            place: await asyncio.to_thread(self._store.recall_answers, *place, run_id=run.id)
+            for place in sorted(wanted)
+        }
+        answers: Answers = {}
+        for task in tasks:
+            for conditions in (task.question.conditions, task.question.richer):
+                found = kept.get((task.who.identity, conditions), {})
+                record = found.get((task.question.item.id, task.question.sample))
+                if record is not None:
+                    answers[task.key] = record
+                    break
+        return answers
+
     def _allowed(self, own_leases: int) -> int:
         """Answers that may be in the engine now: users' completions take places first, to a point.
 
@@ -272,132 +335,88 @@ class GateEvaluator:
         users = self._routes.total_in_flight() - own_leases
         return min(concurrency, max(1, concurrency // 4, concurrency - users))
 
-    async def _answer(self, run: Run, task: _Task) -> Answer:
-        """One answer, tried twice; what then still fails has no outcome."""
-        reason = ""
-        for _ in range(2):
-            try:
-                async with asyncio.timeout(self._answer_timeout_s):
-                    text, tokens, finish = await self._complete(run, task)
-            except TimeoutError:
-                reason = f"no answer within {self._answer_timeout_s:g} s"
-                continue
-            except InvalidInputError as error:
-                reason = str(error)
-                break
-            except EngineError as error:
-                reason = str(error)
-                await self._until_healthy(error)
-                continue
-            verdict = await self._verify(task.item, text)
-            if verdict.kind is VerdictKind.ERROR:
-                reason = f"verifier {verdict.verifier}: {verdict.evidence}"
-                break
-            return Answer(verdict.kind is VerdictKind.PASS, tokens, finish is FinishReason.LENGTH)
-        log.warning(
-            "gate_item_error run=%s suite=%s item=%s adapter=%s reason=%r",
-            run.id,
-            task.suite,
-            task.item.id,
-            task.adapter,
-            reason,
+    def _tell(self, context: GateContext, measured: Iterable[SuiteMeasured]) -> None:
+        num_greedy = 1 if self._config.greedy and self._config.temperature > 0.0 else 0
+        for suite in measured:
+            for arm in Arm:
+                scores = None if suite.sealed else arm_scores(suite, arm, num_greedy=num_greedy)
+                if scores is not None:
+                    passes = " ".join(f"pass@{k}={p:.4f}" for k, p in scores.pass_at_k.items())
+                    log.info(
+                        "gate_scores run=%s suite=%s arm=%s items=%d avg@%d=%.4f %s",
+                        *(context.run_id, suite.name, arm.value, scores.num_items),
+                        *(scores.num_samples, scores.avg_at_k, passes),
+                    )
+
+
+def _paired_tasks(plans: Sequence[SuitePlan], arms: list[Respondent]) -> Iterable[_Task]:
+    """Item by item, all arms beside each other; then what is asked with the reference."""
+    for plan in plans:
+        for item in plan.suite.items:
+            for question in plan.questions(item):
+                yield from (_Task(question, who) for who in arms)
+            arms = [*arms[1:], arms[0]]
+    for plan in plans:
+        for item in plan.suite.items:
+            told = plan.key_question(item)
+            if told is not None:
+                yield from (_Task(told, who) for who in arms)
+
+
+def _items(plan: SuitePlan | None, arms: Arms, answers: Answers) -> tuple[ItemMeasured, ...]:
+    """None: the suite was not asked."""
+    if plan is None:
+        return ()
+    return tuple(_item(plan, item, arms, answers) for item in plan.suite.items)
+
+
+def _item(plan: SuitePlan, item: SuiteItem, arms: Arms, answers: Answers) -> ItemMeasured:
+    questions = plan.questions(item)
+    told = plan.key_question(item)
+    return ItemMeasured(
+        id=item.id,
+        answers={
+            arm: tuple(answers[question.cached(who)] for question in questions)
+            for arm, who in arms.items()
+        },
+        stratum=item.stratum,
+        cluster=item.cluster,
+        with_reference={}
+        if told is None
+        else {arm: answers[told.cached(who)] for arm, who in arms.items()},
+    )
+
+
+def _summary(plan: SuitePlan, who: Respondent, answers: Answers) -> Measurement:
+    per_item = [
+        [answers[question.cached(who)] for question in plan.questions(item)]
+        for item in plan.suite.items
+    ]
+    judged = [known for some in per_item if (known := [a for a in some if a.solved is not None])]
+    if not judged:
+        raise StateError(
+            f"none of the {sum(map(len, per_item))} answers of {who.name} to suite "
+            f"{plan.suite.name!r} could be judged: the daemon's log names the reason of each "
+            "(gate_item_error)"
         )
-        return Answer(None, 0)
-
-    async def _complete(self, run: Run, task: _Task) -> tuple[str, int, FinishReason]:
-        request = EngineRequest(
-            request_id=f"gate-{run.id}-{uuid.uuid4().hex}",
-            sampling=Sampling(
-                max_tokens=self._config.max_tokens,
-                temperature=self._config.temperature,
-                seed=_seed(task) if self._config.temperature > 0.0 else None,
-            ),
-            messages=(ChatMessage("user", task.item.prompt),),
-            enable_thinking=self._config.enable_thinking,
-            adapter=task.handle,
-            priority=PRIORITY,
-        )
-        pieces: list[str] = []
-        tokens = 0
-        finish: FinishReason | None = None
-        async for chunk in self._engine.generate(request):
-            pieces.append(chunk.text)
-            tokens = chunk.num_completion_tokens
-            finish = chunk.finish_reason or finish
-        if finish is None:
-            raise EngineError("the engine ended a completion without saying why")
-        return "".join(pieces), tokens, finish
-
-    async def _verify(self, item: SuiteItem, text: str) -> Verdict:
-        verdict = await self._verifier.verify(item.verifier, item.reference, text)
-        if verdict.kind is VerdictKind.ERROR:
-            # A busy machine can cost a verifier its time limit: once more, before the item is lost.
-            verdict = await self._verifier.verify(item.verifier, item.reference, text)
-        return verdict
-
-    async def _until_healthy(self, cause: EngineError) -> None:
-        """Waits for an engine that is down: its absence says nothing about an item."""
-        try:
-            async with asyncio.timeout(self._recovery_timeout_s):
-                while not (await self._engine.health()).healthy:  # noqa: ASYNC110 - a port, no event
-                    await asyncio.sleep(self._poll_interval_s)
-        except TimeoutError:
-            raise EngineError(
-                f"held-out evaluation stopped: the engine stayed down for "
-                f"{self._recovery_timeout_s:g} s ({cause}); the answers so far are kept"
-            ) from cause
-
-    def _suite_key(self, suite: Suite) -> str:
-        """The name that outcomes are stored under: they count only under the same conditions."""
-        config = self._config
-        sampling = (config.max_tokens, config.temperature, config.enable_thinking)
-        conditions = repr((suite.name, suite.sha256, *sampling))
-        # At most 64 characters are stored; the digest tells long names apart.
-        return f"{suite.name[:48]}@{hashlib.sha256(conditions.encode()).hexdigest()[:12]}"
-
-    def _recalled(self, solved: bool | None, tokens: int) -> Answer:
-        # The store keeps no finish reason; an answer of full length was almost surely cut off.
-        return Answer(solved, tokens, solved is not None and tokens >= self._config.max_tokens)
-
-    def _pairs(
-        self,
-        suite: Suite,
-        candidate: str,
-        incumbent: str,
-        answers: dict[AnswerKey, Answer],
-    ) -> list[PairedItem]:
-        key = self._suite_key(suite)
-        return [
-            PairedItem(
-                stratum=item.stratum,
-                incumbent=answers[incumbent, key, item.id],
-                candidate=answers[candidate, key, item.id],
-            )
-            for item in suite.items
-        ]
-
-    def _gate_rule(self) -> GateRule:
-        return GateRule(
-            confidence=self._config.confidence,
-            max_error_fraction=self._config.max_error_fraction,
-            max_tokens=self._config.max_tokens,
-        )
+    return Measurement(
+        suite=plan.suite.name,
+        n=len(judged),
+        accuracy=_mean([_mean([a.solved is True for a in known]) for known in judged]),
+        tokens_mean=_mean([_mean([a.tokens for a in known]) for known in judged]),
+    )
 
 
-def _suite_rule(suite: Suite) -> SuiteRule:
-    return SuiteRule(name=suite.name, role=suite.role, margin=suite.margin, sha256=suite.sha256)
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
-def _outcome_label(answer: Answer) -> str:
+def _outcome_label(suite: Suite, answer: AnswerRecord) -> str:
+    if suite.sealed:
+        return "sealed"
     if answer.solved is None:
         return "error"
     return "solved" if answer.solved else "unsolved"
-
-
-def _seed(task: _Task) -> int:
-    """The same for both adapters: at equal temperature they draw with equal luck."""
-    digest = hashlib.sha256(f"{task.suite_key}\0{task.item.id}".encode()).digest()
-    return int.from_bytes(digest[:4], "little")
 
 
 async def _run_all(workers: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -65,6 +65,18 @@ def paired_difference_interval(wins: int, losses: int, n: int, *, confidence: fl
     )
 
 
+def score_p_above(wins: int, losses: int, n: int, threshold: float) -> float:
+    """One-sided p-value of Tango's score test against "the true difference is at most
+    ``threshold``", in (-1, 1); it is at most alpha where the interval of confidence 1 - 2·alpha
+    lies above."""
+    return NormalDist().cdf(-_score_statistic(wins, losses, n, threshold))
+
+
+def score_p_below(wins: int, losses: int, n: int, threshold: float) -> float:
+    """The mirror of ``score_p_above``: against "the true difference is at least ``threshold``"."""
+    return NormalDist().cdf(_score_statistic(wins, losses, n, threshold))
+
+
 def _upper_bound(wins: int, losses: int, n: int, z: float) -> float:
     """Largest difference that the score test does not reject; bisection to the last bit or so."""
     low = (wins - losses) / n

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from opsd.daemon.types.gate import GateVerdict, SuiteReport, SuiteRole
+from opsd.daemon.types.gate import (
+    CheckKind,
+    CheckReport,
+    GateVerdict,
+    StratumReport,
+    SuiteReport,
+    SuiteRole,
+)
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -56,8 +63,9 @@ def p_value(p: float) -> str:
     return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
-def finding(suite: SuiteReport, verdict: GateVerdict) -> str:
-    """What the interval and the test say, before errors are weighed."""
+def finding(suite: SuiteReport, verdict: GateVerdict, *, worse: bool) -> str:
+    """What the interval and the test say, before errors are weighed; ``worse`` where a loss is
+    proven."""
     p = p_value(suite.p_value)
     if suite.role is SuiteRole.GUARD:
         if verdict is GateVerdict.PASS:
@@ -66,13 +74,106 @@ def finding(suite: SuiteReport, verdict: GateVerdict) -> str:
             return f"a loss of more than {size(suite.margin)} points is proven: worse"
         return f"a loss of more than {size(suite.margin)} points is neither ruled out nor proven"
     gain = f"a gain of more than {size(suite.margin)} points" if suite.margin else "a gain"
+    level = f"{p}, {spending(suite)}"
     if verdict is GateVerdict.PASS:
-        return f"{gain} is shown ({p}): improved"
+        return f"{gain} is shown ({level}): improved"
     if verdict is GateVerdict.FAIL:
-        if suite.p_value <= 1.0 - suite.confidence and suite.difference < 0.0:
-            return f"it became worse ({p})"
-        return f"{gain} is ruled out ({p}): not improved"
-    return f"{gain} is neither shown nor ruled out ({p})"
+        if worse:
+            return f"a loss is proven, so {gain} is ruled out: it became worse"
+        return f"{gain} is ruled out: not improved"
+    return f"{gain} is neither shown nor ruled out ({level})"
+
+
+def spending(suite: SuiteReport) -> str:
+    """The level that is left for a gain after the gates before."""
+    level = f"{suite.alpha:.3g} allowed"
+    if suite.gate_number == 1:
+        return f"{level} in the first gate on these items"
+    return f"{level} in gate {suite.gate_number} on these items"
+
+
+def stratum(report: StratumReport) -> str:
+    limit = f"a loss of {size(report.margin)} points"
+    change = points(report.candidate_accuracy - report.incumbent_accuracy)
+    where = f"stratum {report.stratum!r} ({change} points, n={report.n})"
+    if report.verdict is GateVerdict.FAIL:
+        return f"{where}: more than {limit} is proven (adjusted {p_value(report.p_harmed)})"
+    return f"{where}: {limit} is not ruled out (adjusted {p_value(report.p_held)})"
+
+
+def few_clusters(num_clusters: int, least: int) -> str:
+    return (
+        f"{num_clusters} independent clusters are too few to judge by, {least} are needed: add "
+        "items of other clusters"
+    )
+
+
+def unusable(name: str, why: str) -> str:
+    return f"{name}: not used: {why}"
+
+
+def sealed(name: str, role: SuiteRole, verdict: GateVerdict, why_unusable: str) -> str:
+    """All that is told of a sealed suite."""
+    if why_unusable:
+        return unusable(name, why_unusable)
+    shown = {
+        (SuiteRole.TARGET, GateVerdict.PASS): "improved",
+        (SuiteRole.TARGET, GateVerdict.FAIL): "not improved",
+        (SuiteRole.GUARD, GateVerdict.PASS): "held",
+        (SuiteRole.GUARD, GateVerdict.FAIL): "worse",
+    }
+    return f"{name} (sealed): {shown.get((role, verdict), 'not settled')}"
+
+
+_CHECKED = {
+    "markers": "epistemic markers a word",
+    "markers_correct": "epistemic markers a word where both are right",
+    "markers_incorrect": "epistemic markers a word where both are wrong",
+    "length": "tokens an answer",
+    "truncated": "answers cut off",
+    "repetition": "repeated word 4-grams",
+    "unformatted": "answers in which no answer is found",
+    "refusal": "refusals",
+    "entropy": "entropy, nats a token",
+    "drift_markers": "epistemic markers a word, since base",
+    "drift_length": "tokens an answer, since base",
+    "drift_entropy": "entropy since base, nats a token",
+    "drift_kl": "KL to base, nats a token",
+    "literacy": "solved with the solution in the prompt",
+}
+
+
+def check(report: CheckReport) -> str:
+    """One check in words and numbers."""
+    what = f"{report.name}: {_CHECKED[report.name]}"
+    if report.kind is CheckKind.RATIO:
+        numbers = (
+            f"{report.reference:.4g} → {report.candidate:.4g}, ×{report.estimate:.2f} "
+            f"[{report.ci_low:.2f}, {report.ci_high:.2f}]"
+        )
+        limits = [f"×{limit:.2f}" for limit in (report.low, report.high) if limit is not None]
+    elif report.kind is CheckKind.DIFFERENCE:
+        numbers = (
+            f"{percent(report.reference)} → {percent(report.candidate)}, {points(report.estimate)} "
+            f"points [{points(report.ci_low)}, {points(report.ci_high)}]"
+        )
+        limits = [
+            f"{points(limit)} points" for limit in (report.low, report.high) if limit is not None
+        ]
+    else:
+        numbers = f"{report.candidate:.3g} [{report.ci_low:.3g}, {report.ci_high:.3g}]"
+        limits = [f"{limit:.3g}" for limit in (report.low, report.high) if limit is not None]
+    said = f"{what} {numbers} (n={report.n})"
+    limit = " and ".join(limits)
+    if report.verdict is GateVerdict.FAIL:
+        return f"{said}: beyond the limit of {limit}"
+    if report.verdict is GateVerdict.INCONCLUSIVE:
+        return f"{said}: a move beyond {limit} is not ruled out"
+    return f"{said}: within {limit}" if limits else said
+
+
+def check_without(name: str, why: str) -> str:
+    return f"{name}: {_CHECKED[name]}: {why}"
 
 
 def more_items(needed: int | None, n: int) -> str:
@@ -94,24 +195,24 @@ def rounded(count: int) -> int:
     return -(-count // step) * step
 
 
-def too_many_errors(num_errors: int, total: int, limit: float) -> str:
+def too_many_errors(num_errors: int, total: int, limit: float, unit: str) -> str:
     return (
-        f"{num_errors} of {total} items have no outcome, more than gate.max_error_fraction "
+        f"{num_errors} of {total} {unit}s have no outcome, more than gate.max_error_fraction "
         f"({percent(limit)}) allows: see the daemon's log for what went wrong, then evaluate again"
     )
 
 
-def errors_left_out(num_errors: int) -> str:
-    return f"{num_errors} {_items(num_errors)} without an outcome left out"
+def errors_left_out(num_errors: int, unit: str) -> str:
+    return f"{num_errors} {unit if num_errors == 1 else unit + 's'} without an outcome left out"
 
 
-def errors_harmless(num_errors: int) -> str:
-    return f"{errors_left_out(num_errors)}, the verdict does not hang on them"
+def errors_harmless(num_errors: int, unit: str) -> str:
+    return f"{errors_left_out(num_errors, unit)}, the verdict does not hang on them"
 
 
-def errors_decide(num_errors: int, verdict: GateVerdict) -> str:
+def errors_decide(num_errors: int, verdict: GateVerdict, unit: str) -> str:
     return (
-        f"{errors_left_out(num_errors)}, and the verdict hangs on them: the rest says "
+        f"{errors_left_out(num_errors, unit)}, and the verdict hangs on them: the rest says "
         f"{verdict.value}, their outcomes could overturn it"
     )
 
@@ -131,28 +232,34 @@ def side_notes(notes: SideNotes) -> list[str]:
     return said
 
 
-def overall(verdict: GateVerdict, suites: tuple[SuiteReport, ...]) -> str:
-    """The whole gate in a few sentences: the explanations of the suites that decided it."""
+def overall(
+    verdict: GateVerdict, suites: tuple[SuiteReport, ...], checks: tuple[CheckReport, ...] = ()
+) -> str:
+    """The whole gate in a few sentences: what decided it, each with its numbers."""
     if not suites:
         return f"inconclusive: {NO_SUITES}."
     deciding = [suite for suite in suites if suite.verdict is verdict]
+    moved = [report for report in checks if report.verdict is verdict]
     details = "".join(f" {suite.explanation}." for suite in deciding)
     if verdict is GateVerdict.PASS:
         targets = sum(suite.role is SuiteRole.TARGET for suite in suites)
         guards = len(suites) - targets
+        behaviour = f", {len(moved)} checks of the answers held" if moved else ""
         return (
             f"pass: {targets} target {_suites(targets)} improved, {guards} guard {_suites(guards)} "
-            f"held.{details}"
+            f"held{behaviour}.{details}"
         )
-    if verdict is GateVerdict.INCONCLUSIVE and not deciding:
+    if verdict is GateVerdict.INCONCLUSIVE and not deciding and not moved:
         return f"inconclusive: {NO_TARGET}."
     outcome = "failed" if verdict is GateVerdict.FAIL else "settled nothing"
-    share = f"{len(deciding)} of {len(suites)} {_suites(len(suites))}"
-    return f"{verdict.value}: {share} {outcome}.{details}"
-
-
-def _items(count: int) -> str:
-    return "item" if count == 1 else "items"
+    counted = []
+    if deciding:
+        counted.append(f"{len(deciding)} of {len(suites)} {_suites(len(suites))}")
+    if moved:
+        judged = sum(report.verdict is not None for report in checks)
+        counted.append(f"{len(moved)} of {judged} checks of the answers")
+        details += "".join(f" {report.explanation}." for report in moved)
+    return f"{verdict.value}: {' and '.join(counted)} {outcome}.{details}"
 
 
 def _suites(count: int) -> str:
