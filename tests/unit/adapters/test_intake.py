@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,14 +53,36 @@ class FakeStore:
         raise AssertionError
 
     def start_canary(
-        self, name: str, *, share: float, expected_epoch: int, actor: str, reason: str
+        self,
+        name: str,
+        *,
+        share: float,
+        expected_epoch: int,
+        actor: str,
+        reason: str,
+        plan_json: str = "{}",
     ) -> Change:
         raise AssertionError
 
-    def promote(self, name: str, *, expected_epoch: int, actor: str, reason: str) -> Change:
+    def promote(
+        self,
+        name: str,
+        *,
+        expected_epoch: int,
+        actor: str,
+        reason: str,
+        detail: Mapping[str, object] | None = None,
+    ) -> Change:
         raise AssertionError
 
-    def rollback(self, *, expected_epoch: int, actor: str, reason: str) -> Change:
+    def rollback(
+        self,
+        *,
+        expected_epoch: int,
+        actor: str,
+        reason: str,
+        detail: Mapping[str, object] | None = None,
+    ) -> Change:
         raise AssertionError
 
     def reject(
@@ -306,3 +329,22 @@ async def test_only_candidates_are_withdrawn(desk: Desk) -> None:
         desk.store.set_adapter_state(adapter.name, state)
         await desk.intake.withdraw(adapter.name)
     assert desk.residency.retired == [adapter.name] * 2
+
+
+async def test_a_known_adapter_needs_its_manifest(desk: Desk) -> None:
+    adapter = await desk.intake.admit(RUN, desk.output, desk.sha256)
+
+    def refuse(found: Adapter) -> None:
+        raise AdapterError(f"{found.name}: no manifest vouches for it")
+
+    guarded = AdapterIntake(
+        desk.store,
+        state_dir=desk.state_dir,
+        model_dir=desk.model,
+        fingerprint=desk.fingerprint,
+        max_rank=8,
+        residency=desk.residency,
+        check_manifest=refuse,
+    )
+    with pytest.raises(AdapterError, match="no manifest vouches"):
+        guarded.verify_known(adapter)

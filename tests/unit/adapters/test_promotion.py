@@ -3,134 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
+from promotions import WHO, A, B, Bench
 
-from opsd.daemon.adapters.promotion import Promoter
-from opsd.daemon.adapters.routing import Router
-from opsd.daemon.config.schema import PromotionConfig
-from opsd.daemon.errors import AdapterError, EngineError, InvalidInputError, StateError
-from opsd.daemon.store.connect import sqlite_url
-from opsd.daemon.store.sql import SqlStore, open_store
+from opsd.daemon.adapters.promotion import Rescue
+from opsd.daemon.config.promotion import PromotionConfig
+from opsd.daemon.errors import (
+    AdapterError,
+    EngineError,
+    InvalidInputError,
+    NotReadyError,
+    StateError,
+)
+from opsd.daemon.store.sql import SqlStore
 from opsd.daemon.types.adapters import Adapter, AdapterState
-from opsd.daemon.types.engine import AdapterHandle
-from opsd.daemon.types.gate import GateReport, GateVerdict
-from opsd.daemon.types.runs import Run, RunState, TriggerKind
-
-A = "opsd-" + "a" * 16
-B = "opsd-" + "b" * 16
-WHO: dict[str, Any] = {"actor": "ann", "reason": "better"}
-
-
-class RecordingResidency:
-    """Stands for the engine's slots: remembers what was asked, in order."""
-
-    def __init__(self) -> None:
-        self.log: list[tuple[str, str, str]] = []
-        self.error: Exception | None = None
-
-    async def ensure(self, handle: AdapterHandle, role: str) -> None:
-        if self.error is not None:
-            raise self.error
-        self.log.append(("ensure", handle.name, role))
-
-    async def retire(self, name: str) -> None:
-        self.log.append(("retire", name, ""))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlStore]:
-    opened = open_store(sqlite_url(tmp_path))
-    yield opened
-    opened.close()
-
-
-class Bench:
-    def __init__(self, store: SqlStore, config: PromotionConfig | None = None) -> None:
-        self.store = store
-        self.router = Router()
-        self.residency = RecordingResidency()
-        self.corrupt: set[str] = set()
-        self.changes = 0
-        self.event = asyncio.Event()
-        self.promoter = Promoter(
-            store,
-            self.residency,
-            self.router,
-            config or PromotionConfig(),
-            verify=self.verify,
-            on_change=self.changed,
-        )
-
-    def verify(self, adapter: Adapter) -> None:
-        if adapter.name in self.corrupt:
-            raise AdapterError(f"{adapter.name}: digest differs")
-
-    def changed(self) -> None:
-        self.changes += 1
-        self.event.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not condition():
-                self.event.clear()
-                await self.event.wait()
-
-    def serves(self) -> str:
-        incumbent = self.router.snapshot.incumbent
-        return incumbent.name if incumbent else "base"
-
-    def candidate(
-        self, name: str, verdict: GateVerdict = GateVerdict.PASS, incumbent: str = "base"
-    ) -> str:
-        """An adapter whose run waits for a person; returns the run's id."""
-        run = self.store.create_run(
-            Run(
-                id=f"{name[-8:]}-0000-4000-8000-000000000000",
-                state=RunState.QUEUED,
-                trigger=TriggerKind.OPERATOR,
-                actor="ann",
-                reason="test",
-                created_unix_s=time.time(),
-                updated_unix_s=time.time(),
-            )
-        )
-        self.store.add_adapter(
-            Adapter(
-                name=name,
-                sha256=name[-1] * 64,
-                lora_id=0,
-                state=AdapterState.CANDIDATE,
-                run_id=run.id,
-                path=f"/adapters/{name}",
-                rank=8,
-                alpha=16.0,
-                size_bytes=1,
-                model_fingerprint="f",
-                created_unix_s=time.time(),
-            )
-        )
-        states = (
-            RunState.PREPARING,
-            RunState.TRAINING,
-            RunState.EVALUATING,
-            RunState.AWAITING_APPROVAL,
-        )
-        state = RunState.QUEUED
-        for following in states:
-            self.store.transition_run(
-                run.id, expected=state, to=following, reason="", candidate=name
-            )
-            state = following
-        self.store.save_gate(
-            GateReport(run.id, name, incumbent, verdict, "its numbers.", (), 0.0, 1.0)
-        )
-        return run.id
+from opsd.daemon.types.gate import GateVerdict
+from opsd.daemon.types.runs import RunState
 
 
 @pytest.fixture
@@ -243,6 +135,26 @@ async def test_rollback_and_forward_again(bench: Bench) -> None:
     assert len({entry.id for entry in bench.store.list_audit(limit=50).items}) >= 3
 
 
+async def test_a_rollback_while_the_engine_starts_is_no_failure(store: SqlStore) -> None:
+    first = Bench(store)
+    first.candidate(A)
+    await first.promoter.approve(A, **WHO)
+    second = Bench(store)
+    second.residency.error = NotReadyError("the engine has not been started yet")
+    with pytest.raises(NotReadyError):
+        await second.promoter.restore()
+    outcome = await second.promoter.rollback(**WHO)
+    assert outcome.change.incumbent.adapter == "base"
+    second.residency.error = None
+    await second.promoter.restore()
+    assert second.serves() == "base"
+    assert second.residency.log == [("ensure", A, "previous")]
+    second.residency.error = NotReadyError("the engine has not been started yet")
+    with pytest.raises(NotReadyError):  # nothing serves that the engine does not hold
+        await second.promoter.rollback(**WHO)
+    assert store.get_incumbent().epoch == outcome.change.incumbent.epoch
+
+
 async def test_what_nothing_needs_is_unloaded_and_what_is_one_rollback_away_stays(
     bench: Bench,
 ) -> None:
@@ -277,68 +189,40 @@ async def test_restart_serves_what_the_row_says(store: SqlStore) -> None:
     assert third.serves() == B
     fourth = Bench(store)
     fourth.corrupt = {B}
-    with pytest.raises(AdapterError):
+    with pytest.raises(AdapterError, match=f"{B} is what serves: put its files back"):
         await fourth.promoter.restore()
     assert fourth.serves() == "base"
 
 
-CANARY = PromotionConfig(canary_share=0.25, canary_duration_s=3600.0)
-
-
-async def test_canary_shares_traffic_and_a_rollback_withdraws_it(store: SqlStore) -> None:
-    bench = Bench(store, CANARY)
-    run_id = bench.candidate(A)
-    await bench.promoter.approve(A, **WHO)
-    snapshot = bench.router.snapshot
-    assert snapshot.incumbent is None
-    assert snapshot.canary is not None
-    assert (snapshot.canary.name, snapshot.canary_share) == (A, 0.25)
-    assert store.get_run(run_id).state is RunState.CANARY
-    await bench.promoter.rollback(**WHO)
-    assert bench.router.snapshot.canary is None
-    assert store.get_run(run_id).state is RunState.ROLLED_BACK
-    assert store.get_incumbent().adapter == "base"
-    await bench.promoter.stop()
-
-
-async def test_canary_is_promoted_when_its_time_is_over(store: SqlStore) -> None:
-    bench = Bench(store, replace_duration(CANARY, 0.01))
-    run_id = bench.candidate(A)
-    await bench.promoter.approve(A, **WHO)
-    await bench.until(lambda: bench.serves() == A)
-    assert store.get_run(run_id).state is RunState.PROMOTED
-    assert bench.router.snapshot.canary is None
-    await bench.promoter.stop()
-
-
-async def test_canary_is_withdrawn_at_its_first_engine_error(store: SqlStore) -> None:
-    bench = Bench(store, CANARY)
-    run_id = bench.candidate(A)
-    await bench.promoter.approve(A, **WHO)
-    await settle()
-    with pytest.raises(EngineError), bench.router.route("r", A):
-        raise EngineError("died")
-    await bench.until(lambda: bench.router.snapshot.canary is None)
-    run = store.get_run(run_id)
-    assert run.state is RunState.ROLLED_BACK
-    assert store.get_incumbent().adapter == "base"
-    assert store.list_audit(limit=1).items[0].actor == "opsd"
-    await bench.promoter.stop()
-
-
-async def test_canary_goes_on_after_a_restart(store: SqlStore) -> None:
-    first = Bench(store, CANARY)
+async def test_a_damaged_incumbent_is_rolled_back_if_a_person_ordered_it(
+    store: SqlStore,
+) -> None:
+    first = Bench(store, PromotionConfig(steps=(0.25, 1.0)))
     first.candidate(A)
     await first.promoter.approve(A, **WHO)
+    await first.promoter.advance_canary(**WHO)
+    first.candidate(B, incumbent=A)
+    await first.promoter.approve(B, **WHO)
+    assert store.get_incumbent().canary == B
     await first.promoter.stop()
-    second = Bench(store, replace_duration(CANARY, 0.01))
-    await second.promoter.restore()
-    await second.until(lambda: second.serves() == A)
+    second = Bench(store)
+    second.corrupt = {A}
+    with pytest.raises(InvalidInputError, match="needs a person"):
+        await second.promoter.restore(Rescue("", "the disk"))
+    assert store.get_incumbent().adapter == A
+    row = await second.promoter.restore(Rescue("ann", "the disk"))
+    assert (row.adapter, row.canary, second.serves()) == ("base", "", "base")
+    entry = store.list_audit(limit=1).items[0]
+    assert (entry.action, entry.actor, entry.reason) == ("adapter.rollback", "ann", "the disk")
+    before = store.list_audit(limit=2).items[1]
+    assert before.action == "adapter.withdraw_canary"
+    for one in (entry, before):
+        assert json.loads(one.detail_json)["damaged"] == A, "the canary was not damaged"
     await second.promoter.stop()
-
-
-def replace_duration(config: PromotionConfig, duration_s: float) -> PromotionConfig:
-    return config.model_copy(update={"canary_duration_s": duration_s})
+    third = Bench(store)
+    sound = await third.promoter.restore(Rescue("ann", "the disk"))
+    assert sound == row, "nothing was damaged: nothing is rolled back"
+    await third.promoter.stop()
 
 
 def test_adapter_rows_are_immutable() -> None:

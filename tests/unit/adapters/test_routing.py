@@ -33,6 +33,51 @@ def test_canary_gets_its_share_and_the_same_requests_every_time() -> None:
     assert chosen <= {r for r in IDS if more.route(r).adapter is NEW}
 
 
+CALLERS = [f"caller-{i}" for i in range(2000)]
+
+
+def chosen_callers(share: float, salt: str = "s", request: str = "r") -> set[str]:
+    router = Router(RoutingSnapshot(OLD, NEW, share, 3, salt=salt))
+    return {c for c in CALLERS if router.route(request, "", c).adapter is NEW}
+
+
+def test_a_caller_once_in_stays_in_as_the_share_grows() -> None:
+    few, more = chosen_callers(0.05), chosen_callers(0.25)
+    assert 0.03 < len(few) / len(CALLERS) < 0.07
+    assert few < more
+    assert chosen_callers(0.05, request="another") == few
+
+
+def test_another_canary_draws_other_callers() -> None:
+    first, second = chosen_callers(0.05), chosen_callers(0.05, salt="t")
+    # By chance one in twenty of either is in both.
+    assert len(first & second) < 0.3 * len(first)
+
+
+def test_each_request_can_be_drawn_for_itself() -> None:
+    router = Router(RoutingSnapshot(OLD, NEW, 0.25, 3, salt="s", by_caller=False))
+    routes = [router.route(r, "", "gateway") for r in IDS]
+    assert 0.22 < sum(route.adapter is NEW for route in routes) / len(IDS) < 0.28
+    assert {route.assignment.caller for route in routes if route.assignment} == {""}
+
+
+def test_a_named_adapter_is_nobodys_draw() -> None:
+    router = Router(RoutingSnapshot(OLD, NEW, 0.5, 3, salt="s", mirror_share=1.0))
+    assert router.route("r", NEW.name, "ann").assignment is None
+    assert router.route("r", "base", "ann").adapter is None
+    assert Router(RoutingSnapshot(OLD)).route("r", "", "ann").assignment is None
+
+
+def test_a_draw_says_how_and_keeps_no_name() -> None:
+    router = Router(RoutingSnapshot(OLD, NEW, 0.25, 3, salt="s", mirror_share=0.5))
+    routes = [router.route(r, "", "ann") for r in IDS]
+    drawn = [route.assignment for route in routes]
+    assert all(d is not None and d.share == 0.25 and d.canary == NEW.name for d in drawn)
+    assert len({d.caller for d in drawn if d}) == 1
+    assert "ann" not in str(drawn[0])
+    assert 0.45 < sum(d.mirrored for d in drawn if d) / len(IDS) < 0.55
+
+
 @pytest.mark.parametrize(("share", "expected"), [(0.0, OLD), (1.0, NEW)])
 def test_share_of_none_and_of_all(share: float, expected: AdapterHandle) -> None:
     router = Router(RoutingSnapshot(OLD, NEW, share, 1))

@@ -94,8 +94,10 @@ class AdapterIntake:
         max_rank: int,
         residency: EngineResidency,
         clock: Callable[[], float] = time.time,
+        check_manifest: Callable[[Adapter], None] = lambda adapter: None,
     ) -> None:
-        """``fingerprint`` is the served model's, ``max_rank`` the engine's."""
+        """``fingerprint`` is the served model's, ``max_rank`` the engine's; ``check_manifest``
+        raises AdapterError unless a promoted adapter's manifest vouches for its files."""
         self._store = store
         self._adapters_dir = state_dir / "adapters"
         self._model_dir = model_dir
@@ -103,6 +105,7 @@ class AdapterIntake:
         self._max_rank = max_rank
         self._residency = residency
         self._clock = clock
+        self._check_manifest = check_manifest
         self._lock = asyncio.Lock()
 
     async def admit(self, run: Run, adapter_dir: Path | str, expected_sha256: str) -> Adapter:
@@ -139,7 +142,7 @@ class AdapterIntake:
             await self._residency.retire(adapter.name)
 
     def verify_known(self, adapter: Adapter) -> None:
-        """Checks a stored adapter's bytes again, before they serve; raises AdapterError.
+        """Checks a stored adapter's manifest and bytes before they serve; raises AdapterError.
 
         Reads all of them: call it in a thread.
         """
@@ -149,6 +152,7 @@ class AdapterIntake:
                 f"{adapter.model_fingerprint}, but model.path {self._model_dir} has "
                 f"{self._fingerprint}: serve that model again, or start with a fresh state_dir"
             )
+        self._check_manifest(adapter)
         self._verify(Path(adapter.path), adapter.sha256)
 
     def _take_in(self, source: Path, sha256: str) -> tuple[Path, AdapterFacts]:

@@ -12,39 +12,36 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from opsd.daemon.adapters.routing import Router, RoutingSnapshot
-from opsd.daemon.config.schema import PromotionConfig
-from opsd.daemon.errors import (
-    AdapterError,
-    ConcurrentChangeError,
-    InvalidInputError,
-    NotFoundError,
-    StateError,
+from opsd.daemon.adapters import metrics
+from opsd.daemon.adapters.approvals import (
+    OPSD,
+    Approvals,
+    Pending,
+    require_person,
+    require_reason,
 )
-from opsd.daemon.store.api import AdapterStore, Change, GateStore
+from opsd.daemon.adapters.canary import CanaryWatch, OutcomeFeed, WatchStore, plan_json
+from opsd.daemon.adapters.canary_rules import Decision, Move
+from opsd.daemon.adapters.routing import Router, RoutingSnapshot
+from opsd.daemon.adapters.sweep import PendingSweep
+from opsd.daemon.config.promotion import PromotionConfig
+from opsd.daemon.errors import AdapterError, NotFoundError, NotReadyError, StateError
+from opsd.daemon.store.api import AdapterStore, CanaryStore, Change, GateStore, VoteStore
 from opsd.daemon.types.adapters import Adapter, AdapterState, Incumbent
+from opsd.daemon.types.canary import Canary, CanaryEnd
 from opsd.daemon.types.engine import BASE, AdapterHandle
-from opsd.daemon.types.gate import GateVerdict
+from opsd.daemon.types.runs import Run
 
 log = logging.getLogger(__name__)
 
-_PROMOTABLE = frozenset(
-    {
-        AdapterState.CANDIDATE,
-        AdapterState.CANARY,
-        AdapterState.PREVIOUS,
-        AdapterState.RETIRED,
-    }
-)
-_MAX_REASON_CHARS = 2000
-_CANARY_POLL_S = 0.5
 
-
-class PromotionStore(AdapterStore, GateStore, Protocol):
+class PromotionStore(WatchStore, AdapterStore, CanaryStore, VoteStore, GateStore, Protocol):
     """What promotion reads and writes."""
+
+    def get_run(self, run_id: str) -> Run: ...
 
 
 class EngineResidency(Protocol):
@@ -61,11 +58,24 @@ VerifyAdapter = Callable[[Adapter], None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A change of what serves, and how long it took from the request to the new routing."""
+    """A change of what serves, and how long it took from the request to the new routing.
+
+    A vote that does not decide yet changes nothing: ``counted`` is below ``required`` then.
+    """
 
     change: Change
     adapter: Adapter | None
     swap_s: float
+    counted: int = 0
+    required: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rescue:
+    """Who rolls back at the start what is damaged, and why."""
+
+    actor: str
+    reason: str
 
 
 class Promoter:
@@ -79,7 +89,9 @@ class Promoter:
         config: PromotionConfig,
         verify: VerifyAdapter,
         on_change: Callable[[], None] = lambda: None,
+        outcomes: OutcomeFeed | None = None,
     ) -> None:
+        """``outcomes``: where verified outcomes of attempts come from, for canaries."""
         self._store = store
         self._residency = residency
         self._router = router
@@ -88,143 +100,283 @@ class Promoter:
         self._on_change = on_change
         self._lock = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
-        self._canary_task: asyncio.Task[None] | None = None
+        self.approvals = Approvals(store, config)
+        self.sweep = PendingSweep(
+            self.approvals, config, expire=self._expire, approve=self._approve_by_policy
+        )
+        self.canary = CanaryWatch(store, config, self._conclude, outcomes)
 
-    async def restore(self) -> Incumbent:
+    async def restore(self, rescue: Rescue | None = None) -> Incumbent:
         """Loads and routes what the row names: called once, before READY.
 
-        Raises AdapterError when the incumbent's files are missing or changed: serving something
-        else under its name would be worse than not serving.
+        Raises AdapterError when the incumbent's files are missing or changed, and nobody ordered a
+        ``rescue``: serving something else under its name would be worse than not serving. A
+        canary's are no reason not to serve the incumbent: it is withdrawn.
         """
-        row = await asyncio.to_thread(self._store.get_incumbent)
-        await self._load(row.adapter, "incumbent")
-        if row.canary:
-            await self._load(row.canary, "canary")
-        if row.previous and row.previous != BASE:
+        if rescue is not None:
+            require_person(rescue.actor)
+            require_reason(rescue.reason)
+        # Under the lock: the row that is routed is the one that a decision left meanwhile.
+        async with self._lock:
+            row = await asyncio.to_thread(self._store.get_incumbent)
             try:
-                await self._load(row.previous, "previous")
+                await self._load(row.adapter, "incumbent")
             except AdapterError as error:
-                log.warning("previous adapter is not loaded name=%s error=%s", row.previous, error)
-        await self._route(row)
-        if row.canary:
-            self._watch_canary(row)
+                if rescue is None:
+                    raise AdapterError(
+                        f"{error}; {row.adapter} is what serves: put its files back from a copy "
+                        "(`opsd adapters export` makes one), or roll back: opsd serve --roll-back "
+                        "REASON"
+                    ) from error
+                log.error("incumbent is damaged: rolling back error=%s", error)
+                damaged = row.adapter
+                if row.canary:  # it was tried against the damaged one
+                    row = await self._roll_back_unrouted(row, damaged, rescue)
+                row = await self._roll_back_unrouted(row, damaged, rescue)
+                await self._load(row.adapter, "incumbent")
+            if row.canary:
+                row = await self._load_canary(row)
+            if row.previous and row.previous != BASE:
+                try:
+                    await self._load(row.previous, "previous")
+                except AdapterError as error:
+                    log.warning(
+                        "previous adapter is not loaded name=%s error=%s", row.previous, error
+                    )
+            await self._route(row)
+        self.sweep.start()
         return row
 
     async def stop(self) -> None:
         """Stops watching; changes nothing of what serves."""
-        tasks = [*self._background, *([self._canary_task] if self._canary_task else [])]
+        await self.sweep.stop()
+        tasks = [*self._background]
         for task in tasks:
             task.cancel()
         for task in tasks:
             with suppress(asyncio.CancelledError):
                 await task
+        await self.canary.stop()
+
+    # What people decide
 
     async def approve(
         self, name: str, *, actor: str, reason: str, override_inconclusive: bool = False
     ) -> Outcome:
-        """The incumbent changes to the adapter, through a canary when one is configured.
+        """A vote for the adapter; the last one needed makes it the incumbent, through a canary
+        when one is configured.
 
         Raises StateError when the adapter may not serve: rejected, never evaluated, failed by the
-        gate, or not proven against what serves now. A person can override only that last doubt and
-        an inconclusive gate, and answers for it in the audit log.
+        gate, or not proven against what serves now; or when the person may not vote. A person can
+        override only that last doubt and an inconclusive gate, and answers for it in the audit log.
         """
-        _require_reason(reason)
-        started = time.monotonic()
-        async with self._lock:
-            row = await asyncio.to_thread(self._store.get_incumbent)
-            adapter = await asyncio.to_thread(self._store.get_adapter, name)
-            await self._check_promotable(adapter, row, override_inconclusive)
-            await self._load(adapter.name, "candidate")
-            wants_canary = (
-                self._config.canary_share > 0
-                and self._config.canary_duration_s > 0
-                and adapter.state is AdapterState.CANDIDATE
-            )
-            if wants_canary:
-                change = await asyncio.to_thread(
-                    self._store.start_canary,
-                    adapter.name,
-                    share=self._config.canary_share,
-                    expected_epoch=row.epoch,
-                    actor=actor,
-                    reason=reason,
-                )
-                await self._follow(change, row)
-                self._watch_canary(change.incumbent)
-            else:
-                await self._cancel_canary_watch()
-                change = await self._promote(adapter.name, row, actor, reason)
-        return await self._outcome(change, adapter.name, started)
+        require_person(actor)
+        require_reason(reason)
+        return await self._approve(name, actor, reason, override_inconclusive)
 
     async def reject(self, name: str, *, actor: str, reason: str) -> Outcome:
-        """A candidate will never serve."""
-        _require_reason(reason)
+        """A candidate will never serve: one vote against it is enough."""
+        require_person(actor)
+        require_reason(reason)
         started = time.monotonic()
         async with self._lock:
-            change = await asyncio.to_thread(self._store.reject, name, actor=actor, reason=reason)
-            assert change.adapter is not None
-            self._retire_later(change.adapter.name)
+            adapter = await asyncio.to_thread(self._store.get_adapter, name)
+            report = await self.approvals.report(adapter)
+            change = await asyncio.to_thread(
+                self._store.vote_to_reject,
+                adapter.name,
+                actor=actor,
+                reason=reason,
+                verdict=report.verdict.value if report else "",
+            )
+            metrics.VOTES.labels("reject").inc()
+            self._retire_later(adapter.name)
             self._on_change()
-        return await self._outcome(change, change.adapter.name, started)
+        return await self._outcome(change, adapter.name, started)
 
-    async def rollback(self, *, actor: str, reason: str) -> Outcome:
+    async def rollback(self, *, actor: str, reason: str, canary_only: bool = False) -> Outcome:
         """The incumbent changes back to the previous one; with a canary running, the canary is
-        withdrawn instead. Raises StateError when there is nothing to go back to."""
-        _require_reason(reason)
+        withdrawn instead. Raises StateError when there is nothing to go back to, or with
+        ``canary_only`` no canary."""
+        require_person(actor)
+        require_reason(reason)
         started = time.monotonic()
         async with self._lock:
             row = await asyncio.to_thread(self._store.get_incumbent)
+            if canary_only and not row.canary:
+                raise StateError(f"there is no canary: {row.adapter} serves alone")
             if not row.canary and not row.previous:
                 raise StateError(
                     f"nothing to roll back to: {row.adapter} has served since the beginning"
                 )
-            if row.canary:
-                await self._cancel_canary_watch()
-            elif row.previous != BASE:
+            if not row.canary and row.previous != BASE:
                 await self._load(row.previous, "previous")
-            change = await asyncio.to_thread(
-                self._store.rollback, expected_epoch=row.epoch, actor=actor, reason=reason
-            )
-            await self._follow(change, row)
+            change = await self._roll_back(row, actor, reason)
         return await self._outcome(change, row.canary or row.adapter, started)
 
-    async def _check_promotable(
-        self, adapter: Adapter, row: Incumbent, override_inconclusive: bool
-    ) -> None:
-        if adapter.name == row.adapter:
-            raise StateError(f"{adapter.name} is the incumbent already")
-        if row.canary and adapter.name != row.canary:
-            raise StateError(
-                f"{row.canary} is in its canary phase: roll it back or wait for it to be promoted "
-                f"before approving {adapter.name}"
+    async def advance_canary(self, *, actor: str, reason: str) -> Outcome:
+        """The canary's next step, by hand; the last one promotes. StateError without a canary."""
+        require_person(actor)
+        require_reason(reason)
+        started = time.monotonic()
+        async with self._lock:
+            row = await asyncio.to_thread(self._store.get_incumbent)
+            if not row.canary:
+                raise StateError(f"there is no canary: {row.adapter} serves alone")
+            change = await self._step(row, actor, reason)
+            metrics.CANARY_ADVANCES.labels("hand").inc()
+        return await self._outcome(change, row.canary, started)
+
+    async def pending(self) -> list[Pending]:
+        """Candidates that wait for a decision, then what served once and has votes to serve again;
+        newest first."""
+        return [*await self.approvals.pending(), *await self.approvals.voted_again()]
+
+    async def find_canary(self, name: str = "") -> Canary:
+        """The adapter's canary, running or ended; of no name, the newest. NotFoundError."""
+        if name:
+            adapter = await asyncio.to_thread(self._store.get_adapter, name)
+            return await asyncio.to_thread(self._store.get_canary, adapter.name)
+        newest = await asyncio.to_thread(self._store.list_canaries, limit=1)
+        if not newest:
+            raise NotFoundError("there has been no canary yet: promotion.steps says how one goes")
+        return newest[0]
+
+    # What rules and clocks decide
+
+    async def _conclude(self, canary: str, decision: Decision) -> None:
+        """Called by the watch."""
+        async with self._lock:
+            row = await asyncio.to_thread(self._store.get_incumbent)
+            if row.canary != canary or self.canary.canary is None:
+                return
+            if decision.move is Move.WITHDRAW:
+                log.warning("canary withdrawn adapter=%s reason=%s", canary, decision.reason)
+                await self._roll_back(row, OPSD, decision.reason)
+            else:
+                await self._step(row, OPSD, decision.reason)
+                metrics.CANARY_ADVANCES.labels("rule").inc()
+
+    async def _approve_by_policy(self, candidate: Pending, reason: str) -> None:
+        await self._approve(candidate.adapter.name, OPSD, reason, False)
+
+    async def _expire(self, candidate: Pending, reason: str) -> None:
+        async with self._lock:
+            await asyncio.to_thread(
+                self._store.expire_candidate,
+                candidate.adapter.name,
+                actor=OPSD,
+                reason=reason,
+                verdict=candidate.report.verdict.value,
+                expires_unix_s=candidate.expires_unix_s,
             )
-        if adapter.state not in _PROMOTABLE:
-            raise StateError(
-                f"{adapter.name} is {adapter.state.value}: a new run is needed, a rejected adapter "
-                "never serves"
+            metrics.VOTES.labels("expire").inc()
+            self._retire_later(candidate.adapter.name)
+            self._on_change()
+
+    # How it is done; the lock is held
+
+    async def _approve(self, name: str, actor: str, reason: str, override: bool) -> Outcome:
+        started = time.monotonic()
+        async with self._lock:
+            row = await asyncio.to_thread(self._store.get_incumbent)
+            adapter = await asyncio.to_thread(self._store.get_adapter, name)
+            policy = await self.approvals.policy(adapter, row, override=override)
+            report = await self.approvals.report(adapter)
+            assert report is not None, "policy() asked for a report"
+            # A vote that might be the last one finds the adapter ready in the engine.
+            await self._load(adapter.name, "canary" if row.canary else "candidate")
+            wants_canary = self._config.wants_canary and not await self._has_served(adapter)
+            plan = self._config.plan()
+            voted = await asyncio.to_thread(
+                self._store.vote_to_approve,
+                adapter.name,
+                actor=actor,
+                reason=reason,
+                override=override,
+                verdict=report.verdict.value,
+                policy=policy,
+                expected_epoch=row.epoch,
+                canary_plan=(plan.steps[0], plan_json(plan)) if wants_canary else None,
             )
+            metrics.VOTES.labels("approve").inc()
+            if voted.decided:
+                await self._follow(voted.change, row)
+        outcome = await self._outcome(voted.change, adapter.name, started)
+        return replace(outcome, counted=voted.counted, required=voted.required)
+
+    async def _has_served(self, adapter: Adapter) -> bool:
+        """All traffic, once: a canary that was withdrawn has still to prove itself."""
+        if adapter.state is not AdapterState.RETIRED:
+            return adapter.state is not AdapterState.CANDIDATE
         try:
-            report = await asyncio.to_thread(self._store.get_gate, adapter.name)
+            canary = await asyncio.to_thread(self._store.get_canary, adapter.name)
         except NotFoundError:
-            raise StateError(
-                f"{adapter.name} has no gate report yet: wait until its run is awaiting_approval "
-                "(opsd runs watch)"
-            ) from None
-        if report.verdict is GateVerdict.FAIL:
-            raise StateError(f"{adapter.name} failed the gate: {report.explanation}")
-        if override_inconclusive:
-            return
-        if report.verdict is GateVerdict.INCONCLUSIVE:
-            raise StateError(
-                f"the gate is inconclusive about {adapter.name}: {report.explanation} To take the "
-                "responsibility, approve with --override-inconclusive"
+            return True
+        return canary.end is not CanaryEnd.WITHDRAWN
+
+    async def _step(self, row: Incumbent, actor: str, reason: str) -> Change:
+        if self.canary.canary is None:
+            raise NotReadyError(
+                f"{row.canary} is not watched yet, the daemon is starting: try again when "
+                "`opsd status` says ready"
             )
-        if report.incumbent != row.adapter:
-            raise StateError(
-                f"{adapter.name} was compared with {report.incumbent}, but {row.adapter} serves "
-                "now: nothing is proven against it. Trigger a new run, or approve with "
-                "--override-inconclusive"
+        following = self.canary.canary.step + 1
+        await self.canary.save()
+        detail = self.canary.detail()
+        if self.canary.plan.steps[following] >= 1.0:
+            change = await asyncio.to_thread(
+                self._store.promote,
+                row.canary,
+                expected_epoch=row.epoch,
+                actor=actor,
+                reason=reason,
+                detail=detail,
             )
+            metrics.CANARY_ENDS.labels("promoted").inc()
+        else:
+            change = await asyncio.to_thread(
+                self._store.advance_canary,
+                row.canary,
+                step=following,
+                share=self.canary.plan.steps[following],
+                expected_epoch=row.epoch,
+                actor=actor,
+                reason=reason,
+                detail=detail,
+            )
+        await self._follow(change, row)
+        return change
+
+    async def _roll_back(self, row: Incumbent, actor: str, reason: str) -> Change:
+        detail = None
+        if row.canary and self.canary.canary:
+            await self.canary.save()
+            detail = self.canary.detail()
+        change = await asyncio.to_thread(
+            self._store.rollback,
+            expected_epoch=row.epoch,
+            actor=actor,
+            reason=reason,
+            detail=detail,
+        )
+        if row.canary:
+            metrics.CANARY_ENDS.labels("withdrawn").inc()
+        await self._follow(change, row)
+        return change
+
+    async def _roll_back_unrouted(self, row: Incumbent, damaged: str, why: Rescue) -> Incumbent:
+        """Before anything serves."""
+        change = await asyncio.to_thread(
+            self._store.rollback,
+            expected_epoch=row.epoch,
+            actor=why.actor,
+            reason=why.reason,
+            detail={"damaged": damaged},
+        )
+        if row.canary:
+            metrics.CANARY_ENDS.labels("withdrawn").inc()
+        return change.incumbent
 
     async def _load(self, name: str, role: str) -> None:
         if name == BASE:
@@ -233,12 +385,14 @@ class Promoter:
         await asyncio.to_thread(self._verify, adapter)
         await self._residency.ensure(adapter.handle(), role)
 
-    async def _promote(self, name: str, row: Incumbent, actor: str, reason: str) -> Change:
-        change = await asyncio.to_thread(
-            self._store.promote, name, expected_epoch=row.epoch, actor=actor, reason=reason
-        )
-        await self._follow(change, row)
-        return change
+    async def _load_canary(self, row: Incumbent) -> Incumbent:
+        try:
+            await self._load(row.canary, "canary")
+        except AdapterError as error:
+            log.error("canary withdrawn adapter=%s reason=%s", row.canary, error)
+            why = Rescue(OPSD, f"not loaded at the daemon's start: {error}")
+            return await self._roll_back_unrouted(row, row.canary, why)
+        return row
 
     async def _follow(self, change: Change, before: Incumbent) -> None:
         """Routes what was committed, then lets go of what nothing needs any more."""
@@ -248,20 +402,30 @@ class Promoter:
         for role, name in roles.items():
             handle = await self._handle(name)
             if handle is not None:
-                await self._residency.ensure(handle, role)
+                try:
+                    await self._residency.ensure(handle, role)
+                except NotReadyError as error:
+                    # Decided while the daemon starts: restore() loads what the row names.
+                    log.info("not loaded yet name=%s role=%s reason=%s", name, role, error)
         for name in {before.adapter, before.previous, before.canary} - set(roles.values()):
             self._retire_later(name)
         self._on_change()
 
     async def _route(self, row: Incumbent) -> None:
         """One assignment changes the routing of every request that comes after it."""
-        canary = await self._handle(row.canary)
+        await self.canary.follow(row)
+        handle = await self._handle(row.canary)
+        canary = self.canary.canary
+        is_watched = handle is not None and canary is not None
         self._router.swap(
             RoutingSnapshot(
                 incumbent=await self._handle(row.adapter),
-                canary=canary,
-                canary_share=row.canary_share if canary else 0.0,
+                canary=handle,
+                canary_share=row.canary_share if handle else 0.0,
                 epoch=row.epoch,
+                salt=canary.salt if canary else "",
+                by_caller=not is_watched or self.canary.plan.sticky_by == "caller",
+                mirror_share=self.canary.plan.shadow_share if is_watched else 0.0,
             )
         )
 
@@ -277,45 +441,6 @@ class Promoter:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def _watch_canary(self, row: Incumbent) -> None:
-        self._canary_task = asyncio.create_task(self._run_canary(row), name="canary")
-
-    async def _cancel_canary_watch(self) -> None:
-        task, self._canary_task = self._canary_task, None
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-
-    async def _run_canary(self, row: Incumbent) -> None:
-        """Promotes the canary when its time is over, withdraws it at its first engine error."""
-        deadline = row.changed_unix_s + self._config.canary_duration_s
-        errors_at_start = self._router.engine_errors(row.canary)
-        while True:
-            failed = self._router.engine_errors(row.canary) - errors_at_start
-            if failed or time.time() >= deadline:
-                break
-            await asyncio.sleep(min(_CANARY_POLL_S, max(0.0, deadline - time.time())))
-        async with self._lock:
-            now = await asyncio.to_thread(self._store.get_incumbent)
-            if now.canary != row.canary:
-                return
-            try:
-                if failed:
-                    change = await asyncio.to_thread(
-                        self._store.rollback,
-                        expected_epoch=now.epoch,
-                        actor="opsd",
-                        reason=f"{failed} requests failed in the engine during the canary phase",
-                    )
-                    await self._follow(change, now)
-                else:
-                    await self._promote(
-                        row.canary, now, row.actor, f"canary phase over: {row.reason}"
-                    )
-            except ConcurrentChangeError as error:
-                log.warning("canary not concluded adapter=%s error=%s", row.canary, error)
-
     async def _outcome(self, change: Change, name: str, started: float) -> Outcome:
         swap_s = time.monotonic() - started
         adapter = None if name == BASE else await asyncio.to_thread(self._store.get_adapter, name)
@@ -328,12 +453,3 @@ class Promoter:
             swap_s,
         )
         return Outcome(change=change, adapter=adapter, swap_s=swap_s)
-
-
-def _require_reason(reason: str) -> None:
-    if not reason.strip():
-        raise InvalidInputError("reason: is empty; say why, the audit log keeps it (--reason TEXT)")
-    if len(reason) > _MAX_REASON_CHARS:
-        raise InvalidInputError(
-            f"reason: has {len(reason)} characters, at most {_MAX_REASON_CHARS} are kept"
-        )

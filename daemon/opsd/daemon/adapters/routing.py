@@ -10,21 +10,26 @@ from types import TracebackType
 from typing import Self
 
 from opsd.daemon.errors import InvalidInputError, NotFoundError, OpsdError
+from opsd.daemon.types.canary import Assignment
 from opsd.daemon.types.engine import BASE, AdapterHandle
 
-_SHARE_STEPS = 1 << 32
+_PLACE_DIGITS = 12
+_SHARE_STEPS = 1 << 48
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingSnapshot:
-    """What serves, as of one epoch. ``canary_share`` of the requests, in [0, 1], go to the
-    canary.
+    """What serves, as of one epoch. ``canary_share`` of the callers, in [0, 1], get the canary;
+    ``mirror_share`` of the requests are answered by it unseen as well.
     """
 
     incumbent: AdapterHandle | None = None  # None: base
     canary: AdapterHandle | None = None  # None: there is no canary
     canary_share: float = 0.0
     epoch: int = 0
+    salt: str = ""  # of the canary: not always the same callers fall in
+    by_caller: bool = True  # False: each request is drawn for itself
+    mirror_share: float = 0.0
 
     def __post_init__(self) -> None:
         assert 0.0 <= self.canary_share <= 1.0, f"canary_share {self.canary_share} not in [0, 1]"
@@ -45,10 +50,18 @@ class Route:
     cancellations and the caller's own mistakes count as neither.
     """
 
-    __slots__ = ("_router", "adapter", "epoch", "name")
+    __slots__ = ("_router", "adapter", "assignment", "epoch", "name")
 
-    def __init__(self, router: Router, adapter: AdapterHandle | None, epoch: int) -> None:
+    def __init__(
+        self,
+        router: Router,
+        adapter: AdapterHandle | None,
+        epoch: int,
+        assignment: Assignment | None = None,
+    ) -> None:
+        """``assignment``: how the adapter was drawn; None: there was nothing to draw."""
         self._router = router
+        self.assignment = assignment
         self.adapter = adapter
         self.name = BASE if adapter is None else adapter.name
         self.epoch = epoch
@@ -91,20 +104,21 @@ class Router:
         """Who knows the adapters that a request may name; ``Residency`` sets itself."""
         self._resident = resident
 
-    def route(self, request_id: str, explicit_adapter: str = "") -> Route:
+    def route(self, request_id: str, explicit_adapter: str = "", caller: str = "") -> Route:
         """Enter the lease at once: ``with router.route(...) as route``.
 
         An explicit name is ``base``, an adapter's full name, or a unique prefix of a loaded one's.
+        A ``caller`` keeps its adapter while a canary's share stands, and stays in as it grows.
         Raises NotFoundError (nothing of that name is loaded) or InvalidInputError (ambiguous).
         """
         snapshot = self._snapshot
         if explicit_adapter:
-            adapter = self._named(explicit_adapter, snapshot)
-        elif snapshot.canary is not None and _falls_in(request_id, snapshot.canary_share):
-            adapter = snapshot.canary
-        else:
-            adapter = snapshot.incumbent
-        return Route(self, adapter, snapshot.epoch)
+            return Route(self, self._named(explicit_adapter, snapshot), snapshot.epoch)
+        if snapshot.canary is None:
+            return Route(self, snapshot.incumbent, snapshot.epoch)
+        drawn = _draw(snapshot, snapshot.canary.name, request_id, caller)
+        adapter = snapshot.canary if drawn.in_canary else snapshot.incumbent
+        return Route(self, adapter, snapshot.epoch, drawn)
 
     def in_flight(self, name: str) -> int:
         """Requests that use the adapter now."""
@@ -173,7 +187,26 @@ def _is_engine_error(error: BaseException) -> bool:
     return isinstance(error, OpsdError) and error.code == "UNAVAILABLE"
 
 
-def _falls_in(request_id: str, share: float) -> bool:
-    """The same for the same request id, so that a repeated request meets the same adapter."""
-    digest = hashlib.blake2b(request_id.encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") < share * _SHARE_STEPS
+def _draw(snapshot: RoutingSnapshot, canary: str, request_id: str, caller: str) -> Assignment:
+    sticky = caller if snapshot.by_caller else ""
+    hashed = _hashed(snapshot.salt, "caller", sticky) if sticky else ""
+    place = hashed or _hashed(snapshot.salt, "request", request_id)
+    mirror_place = _hashed(snapshot.salt, "mirror", request_id)
+    return Assignment(
+        in_canary=_falls_in(place, snapshot.canary_share),
+        share=snapshot.canary_share,
+        caller=hashed,
+        canary=canary,
+        mirrored=_falls_in(mirror_place, snapshot.mirror_share),
+    )
+
+
+def _falls_in(place: str, share: float) -> bool:
+    """Whoever is in at some share is in at every larger one."""
+    return int(place[:_PLACE_DIGITS], 16) < share * _SHARE_STEPS
+
+
+def _hashed(salt: str, kind: str, text: str) -> str:
+    """32 hexadecimal digits; callers' names are not kept."""
+    key = f"{salt}/{kind}".encode()
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16, key=key).hexdigest()

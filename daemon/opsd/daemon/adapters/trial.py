@@ -96,7 +96,8 @@ class Trials:
         try:
             await asyncio.to_thread(self._copy, adapter_dir, directory, digest)
             lora_id = await asyncio.to_thread(self._store.allot_lora_id)
-            fresh = AdapterHandle(adapter_name(digest), lora_id, str(directory.absolute()))
+            path = str(directory.absolute())
+            fresh = AdapterHandle(adapter_name(digest), lora_id, path, sha256=digest)
             async with self._loaded(fresh) as handle:
                 yield handle
         finally:
