@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from opsd.daemon.adapters.routing import RoutingSnapshot
+from opsd.daemon.config.schema import ServerConfig
 from opsd.daemon.serve.state import ServingState
 from opsd.daemon.types.engine import AdapterHandle
 from opsd.v1 import inference_pb2 as pb
@@ -103,6 +104,14 @@ async def test_attempt_is_kept_under_the_id_that_the_client_got(door) -> None:
     attempt = kept[chunks[-1].attempt_id]
     assert (attempt.request_id, attempt.adapter, attempt.prompt) == ("r4", "base", "1+1")
     assert (attempt.completion, attempt.completion_tokens) == ("bbbbb", 5)
+
+
+async def test_an_attempt_that_is_not_kept_has_no_id(door, monkeypatch) -> None:
+    config = ServerConfig(record_attempts=False)
+    monkeypatch.setattr(door.service, "_config", config)
+    response = await door.stub.Generate(ask())
+    assert await door.recorder.flush()
+    assert (response.attempt_id, len(door.attempts)) == ("", 1)
 
 
 async def test_cancellation_reaches_the_engine(door) -> None:

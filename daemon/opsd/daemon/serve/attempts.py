@@ -32,9 +32,12 @@ class AttemptRecorder:
         max_queued: int = 4096,
         max_batch: int = 256,
         first_pause_s: float = 1.0,
+        done: str = "kept",
     ) -> None:
+        """``done`` is what the sink makes of attempts, in the metric's words."""
         self._sink = sink
         self._first_pause_s = first_pause_s
+        self._done = done
         self._num_in_hand = 0
         self._queue: asyncio.Queue[Attempt] = asyncio.Queue(max_queued)
         self._max_batch = max_batch
@@ -91,7 +94,7 @@ class AttemptRecorder:
                 metrics.ATTEMPTS.labels("failed").inc(len(batch))
                 log.error("attempts lost count=%d error=%s", len(batch), error)
             else:
-                metrics.ATTEMPTS.labels("kept").inc(len(batch))
+                metrics.ATTEMPTS.labels(self._done).inc(len(batch))
             # Not reached when stopped: ``stop`` counts what was in hand.
             self._num_in_hand = 0
             for _ in batch:

@@ -22,8 +22,15 @@ FIRST_TOKEN_SECONDS = Histogram(
 PROMPT_TOKENS = Counter("opsd_prompt_tokens", "Tokens of prompts answered.", ["adapter"])
 COMPLETION_TOKENS = Counter("opsd_completion_tokens", "Tokens generated.", ["adapter"])
 IN_FLIGHT = Gauge("opsd_requests_in_flight", "Completions being made.")
-ATTEMPTS = Counter("opsd_attempts", "Attempts kept, dropped (queue full) or failed.", ["outcome"])
+ATTEMPTS = Counter(
+    "opsd_attempts", "Attempts kept, looked through, dropped (queue full) or failed.", ["outcome"]
+)
 ENGINE_RESTARTS = Counter("opsd_engine_restarts", "Restarts of a dead engine.", ["outcome"])
+MIRRORED = Counter(
+    "opsd_canary_mirrored",
+    "Requests that the canary was to answer unseen: compared, or why not.",
+    ["outcome"],
+)
 READY = Gauge("opsd_ready", "1 while requests are taken.")
 ADAPTER_INFO = Gauge(
     "opsd_adapter_info", "1 for every adapter that the engine holds.", ["adapter", "role"]

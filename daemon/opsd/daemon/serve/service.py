@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -17,14 +18,20 @@ from opsd.daemon.config.schema import ServerConfig
 from opsd.daemon.errors import DeadlineError, EngineError, OpsdError, OverloadedError
 from opsd.daemon.serve import metrics
 from opsd.daemon.serve.attempts import AttemptRecorder
+from opsd.daemon.serve.caller import caller_of
 from opsd.daemon.serve.load import UserLoad
+from opsd.daemon.serve.mirror import Mirror
 from opsd.daemon.serve.pacing import StreamPacer
+from opsd.daemon.serve.ports import ReplyObserver, Unwatched
 from opsd.daemon.serve.state import Availability
 from opsd.daemon.serve.validate import CheckedRequest, Limits, check_request
+from opsd.daemon.types.canary import Assignment, Reply
 from opsd.daemon.types.engine import Engine, EngineChunk, FinishReason
 from opsd.daemon.types.pairs import Attempt
 from opsd.v1 import inference_pb2 as pb
 from opsd.v1 import inference_pb2_grpc as pb_grpc
+
+log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -45,8 +52,11 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         config: ServerConfig,
         recorder: AttemptRecorder | None = None,
         load: UserLoad | None = None,
+        observer: ReplyObserver | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
-        """``load`` is told of every completion, for those who share the engine with users."""
+        """``load`` is told of every completion, for those who share the engine with users;
+        ``observer`` of how those ended whose adapter was drawn; ``mirror`` gets some of them."""
         self._engine = engine
         self._router = router
         self._availability = availability
@@ -54,6 +64,8 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         self._recorder = recorder
         self._pacer = StreamPacer()
         self._load = load or UserLoad()
+        self._observer = observer or Unwatched()
+        self._mirror = mirror
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -94,7 +106,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                 finish_reason=_finish(chunk),
                 usage=_usage(chunk),
                 request_id=checked.request_id,
-                attempt_id=self._record(checked, route.name, text, chunk),
+                attempt_id=self._record(checked, route, text, chunk),
                 first_token_s=chunk.first_token_s,
                 total_s=seen.elapsed_s(),
             )
@@ -138,7 +150,7 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
                 self._pacer.finished(
                     chunk.num_completion_tokens - 1, seen.elapsed_s() - first_token_s
                 )
-                attempt_id = self._record(checked, route.name, "".join(texts), chunk)
+                attempt_id = self._record(checked, route, "".join(texts), chunk)
                 await context.write(
                     pb.GenerateChunk(
                         text_delta=chunk.text,
@@ -165,28 +177,43 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
         remaining_s = seen.context.time_remaining()
         try:
             async with asyncio.timeout(remaining_s):
-                with self._router.route(checked.request_id, request.adapter) as route:
+                caller = caller_of(seen.context)
+                with self._router.route(checked.request_id, request.adapter, caller) as route:
                     seen.adapter = route.name
+                    seen.asked = (checked, route.assignment)
                     yield route
         except TimeoutError:
             raise DeadlineError(
                 f"the deadline of {remaining_s:.3f} s passed; the completion was stopped"
             ) from None
 
-    def _record(self, checked: CheckedRequest, adapter: str, text: str, last: EngineChunk) -> str:
+    def _record(self, checked: CheckedRequest, route: Route, text: str, last: EngineChunk) -> str:
         """The attempt's id, or nothing when it is not kept."""
         if self._recorder is None:
             return ""
+        drawn = route.assignment
         attempt = Attempt(
             id=str(uuid.uuid4()),
             request_id=checked.request_id,
-            adapter=adapter,
+            adapter=route.name,
             prompt=checked.problem_text(),
             completion=text,
             completion_tokens=last.num_completion_tokens,
             created_unix_s=time.time(),
+            canary_share=drawn.share if drawn is not None else None,
+            caller=drawn.caller if drawn is not None else "",
         )
-        return attempt.id if self._recorder.offer(attempt) else ""
+        offered = self._recorder.offer(attempt)
+        return attempt.id if offered and self._config.record_attempts else ""
+
+    def _ended(self, checked: CheckedRequest, drawn: Assignment, reply: Reply) -> None:
+        try:
+            self._observer.replied(drawn, reply)
+        except Exception:
+            # The user has the answer; what is counted beside it must not take it back.
+            log.exception("reply not compared request=%s", checked.request_id)
+        if self._mirror is not None:
+            self._mirror.offer(checked, drawn, reply)
 
     def _admit(self) -> None:
         self._availability.require_ready()
@@ -208,7 +235,17 @@ class InferenceService(pb_grpc.InferenceServiceServicer):
 class _Observation:
     """Admission and metrics of one call."""
 
-    __slots__ = ("_last_token", "_service", "_started", "_tag", "adapter", "context", "method")
+    __slots__ = (
+        "_last_token",
+        "_reply",
+        "_service",
+        "_started",
+        "_tag",
+        "adapter",
+        "asked",
+        "context",
+        "method",
+    )
 
     def __init__(self, service: InferenceService, method: str, context: Context) -> None:
         self._service = service
@@ -218,6 +255,8 @@ class _Observation:
         self.method = method
         self.context = context
         self.adapter = ""  # none was chosen yet
+        self.asked: tuple[CheckedRequest, Assignment | None] | None = None
+        self._reply: Reply | None = None
 
     def elapsed_s(self) -> float:
         return time.perf_counter() - self._started
@@ -239,6 +278,12 @@ class _Observation:
         rest_s = self.elapsed_s() - first_token_s
         if not self._last_token and rest_s > 0.0:  # it was not streamed
             self._service._load.tokens(last.num_completion_tokens - 1, rest_s)
+        self._reply = Reply(
+            engine_error=False,
+            truncated=last.finish_reason is FinishReason.LENGTH,
+            num_tokens=last.num_completion_tokens,
+            latency_s=self.elapsed_s(),
+        )
         metrics.FIRST_TOKEN_SECONDS.labels(self.method).observe(first_token_s)
         metrics.REQUEST_SECONDS.labels(self.method).observe(self.elapsed_s())
         metrics.PROMPT_TOKENS.labels(self.adapter).inc(last.num_prompt_tokens)
@@ -264,6 +309,17 @@ class _Observation:
         self._service._load.left()
         metrics.IN_FLIGHT.dec()
         metrics.REQUESTS.labels(self.method, self.adapter, self._code(error)).inc()
+        self._tell(error)
+
+    def _tell(self, error: BaseException | None) -> None:
+        """What was cancelled or refused is nobody's doing."""
+        checked, drawn = self.asked or (None, None)
+        if checked is None or drawn is None:
+            return
+        if isinstance(error, EngineError):
+            self._service._ended(checked, drawn, Reply(engine_error=True))
+        elif error is None and self._reply is not None:
+            self._service._ended(checked, drawn, self._reply)
 
     def _code(self, error: BaseException | None) -> str:
         if error is None:

@@ -10,9 +10,9 @@ import multiprocessing
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -34,7 +34,9 @@ from opsd.daemon.serve.vllm_request import (
     one_line,
     sampled_logprobs,
     sampling_params,
+    scoring_params,
     token_ids,
+    token_scores,
     translated,
 )
 from opsd.daemon.types.engine import (
@@ -44,6 +46,8 @@ from opsd.daemon.types.engine import (
     EngineInfo,
     EngineRequest,
     Sampling,
+    ScoreRequest,
+    TokenScore,
 )
 
 if TYPE_CHECKING:
@@ -77,6 +81,7 @@ class VllmEngine:
         self._lora_seen: dict[str, Any] = {}  # loaded at some time in this engine process
         self._in_flight: Counter[str] = Counter()
         self._adapter_lock = asyncio.Lock()
+        self._score_lock = asyncio.Lock()
         # The kernel ties EngineCore's life to the thread that forked it, so that thread must be
         # ours and must outlive it.
         self._builder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-parent")
@@ -145,6 +150,43 @@ class VllmEngine:
         NotReadyError (no engine) or EngineError.
         """
         return self._generate(request)
+
+    async def score(self, request: ScoreRequest) -> tuple[TokenScore, ...]:
+        """See ``types.engine.AnswerScorer``. One at a time, whoever asks: the engine holds the
+        whole vocabulary's logits for every token of the prompt and the answer at once.
+
+        Raises InvalidInputError (broken chat), StateError (adapter not loaded), NotReadyError (no
+        engine) or EngineError.
+        """
+        llm = self._require_llm()
+        asked = EngineRequest(
+            request.request_id,
+            Sampling(max_tokens=1, temperature=0.0),
+            messages=request.messages,
+            enable_thinking=request.enable_thinking,
+        )
+        prompt = await self._tokenise(asked)
+        room = min(request.max_tokens, self.info.max_model_len - 1) - len(prompt)
+        answer = list(request.answer_ids[: max(0, room)])
+        if not answer:
+            return ()
+        async with self._score_lock:
+            with self._using(request.adapter) as lora:
+                try:
+                    outputs = llm.generate(
+                        {"type": "token", "prompt_token_ids": prompt + answer},
+                        scoring_params(request.num_top),
+                        request.request_id,
+                        lora_request=lora,
+                        priority=request.priority,
+                    )
+                    async with aclosing(outputs):
+                        async for output in outputs:
+                            if output.finished:
+                                return token_scores(output.prompt_logprobs, len(prompt), answer)
+                except Exception as error:
+                    raise translated(error, llm) from error
+        raise EngineError("the engine ended a scoring without a result; send it again")
 
     async def load_adapter(self, adapter: AdapterHandle) -> None:
         """Makes the adapter ready to be used without a stall; loading it twice is a no-op.
@@ -305,44 +347,54 @@ class VllmEngine:
         prompt = await self._tokenise(request)
         num_prompt_tokens = len(prompt)
         check_length(num_prompt_tokens, self.info.max_model_len)
-        lora = None
-        # No await between this look-up and the count below: unload_adapter relies on it.
-        if request.adapter is not None:
-            self._check_identity(request.adapter)
-            lora = self._lora_requests.get(request.adapter.name)
-            if lora is None:
-                raise StateError(
-                    f"adapter {request.adapter.name} is not loaded; load_adapter must succeed first"
-                )
-            self._in_flight[lora.lora_name] += 1
-        in_flight = self._in_flight
-        try:
-            outputs = llm.generate(
-                {"type": "token", "prompt_token_ids": prompt},
-                sampling_params(request, self.info.max_model_len - num_prompt_tokens),
-                request.request_id,
-                lora_request=lora,
-                priority=request.priority,
-            )
+        with self._using(request.adapter) as lora:
             num_tokens = 0
-            async with aclosing(outputs):
-                async for output in outputs:
-                    completion = output.outputs[0]
-                    num_tokens += len(completion.token_ids)
-                    yield EngineChunk(
-                        clean_text(completion.text),
-                        tuple(completion.token_ids),
-                        num_prompt_tokens,
-                        num_tokens,
-                        finish_reason(completion.finish_reason),
-                        first_token_s(output) if output.finished else 0.0,
-                        sampled_logprobs(completion),
-                    )
-        except Exception as error:
-            raise translated(error, llm) from error
+            try:
+                outputs = llm.generate(
+                    {"type": "token", "prompt_token_ids": prompt},
+                    sampling_params(request, self.info.max_model_len - num_prompt_tokens),
+                    request.request_id,
+                    lora_request=lora,
+                    priority=request.priority,
+                )
+                async with aclosing(outputs):
+                    async for output in outputs:
+                        completion = output.outputs[0]
+                        num_tokens += len(completion.token_ids)
+                        yield EngineChunk(
+                            clean_text(completion.text),
+                            tuple(completion.token_ids),
+                            num_prompt_tokens,
+                            num_tokens,
+                            finish_reason(completion.finish_reason),
+                            first_token_s(output) if output.finished else 0.0,
+                            sampled_logprobs(completion),
+                        )
+            except Exception as error:
+                raise translated(error, llm) from error
+
+    @contextmanager
+    def _using(self, adapter: AdapterHandle | None) -> Iterator[Any]:
+        """vLLM's request for the adapter, which stays loaded meanwhile; None for base.
+
+        Raises StateError when it is not loaded.
+        """
+        if adapter is None:
+            yield None
+            return
+        # No await between this look-up and the count below: unload_adapter relies on it.
+        self._check_identity(adapter)
+        lora = self._lora_requests.get(adapter.name)
+        if lora is None:
+            raise StateError(
+                f"adapter {adapter.name} is not loaded; load_adapter must succeed first"
+            )
+        in_flight = self._in_flight
+        in_flight[lora.lora_name] += 1
+        try:
+            yield lora
         finally:
-            if lora is not None:
-                in_flight[lora.lora_name] -= 1
+            in_flight[lora.lora_name] -= 1
 
     async def _tokenise(self, request: EngineRequest) -> list[int]:
         if request.prompt_ids is not None:

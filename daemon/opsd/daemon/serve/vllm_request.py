@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from opsd.daemon.errors import EngineError, InvalidInputError
-from opsd.daemon.types.engine import EngineRequest, FinishReason
+from opsd.daemon.types.engine import EngineRequest, FinishReason, TokenScore
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -70,6 +71,38 @@ def sampling_params(request: EngineRequest, room_tokens: int) -> Any:
         stream_interval=1 if sampling.logprobs else request.tokens_per_chunk,
         skip_clone=True,
     )
+
+
+def scoring_params(num_top: int) -> Any:
+    """For log-probabilities of a prompt: the tokens that stand there and the likeliest ones."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        prompt_logprobs=num_top,
+        detokenize=False,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def token_scores(
+    flat: Any, num_prompt_tokens: int, answer_ids: Sequence[int]
+) -> tuple[TokenScore, ...]:
+    """Of the positions after the prompt; EngineError when the engine left some out."""
+    found = 0 if flat is None else len(flat)
+    if found != num_prompt_tokens + len(answer_ids):
+        raise EngineError(
+            f"the engine scored {found} of {num_prompt_tokens + len(answer_ids)} tokens"
+        )
+    scores = []
+    for place, token_id in enumerate(answer_ids, start=num_prompt_tokens):
+        span = slice(flat.start_indices[place], flat.end_indices[place])
+        scores.append(
+            TokenScore(token_id, dict(zip(flat.token_ids[span], flat.logprobs[span], strict=True)))
+        )
+    return tuple(scores)
 
 
 def sampled_logprobs(completion: Any) -> tuple[float, ...]:
