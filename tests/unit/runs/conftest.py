@@ -18,6 +18,7 @@ from opsd.daemon.config.schema import OpsdConfig
 from opsd.daemon.errors import ConcurrentChangeError, NotFoundError, StateError, StoreError
 from opsd.daemon.runs.controller import RunController
 from opsd.daemon.runs.launcher import LaunchRequest, TorchrunLauncher
+from opsd.daemon.runs.ports import Canaries
 from opsd.daemon.runs.spec import ModelFacts
 from opsd.daemon.runs.states import is_final
 from opsd.daemon.runs.timing import Timing
@@ -31,6 +32,7 @@ from opsd.daemon.types.gate import (
     SuiteReport,
     SuiteRole,
 )
+from opsd.daemon.types.pair_sets import Draw, DrawPolicy
 from opsd.daemon.types.pairs import Pair, PairCounts, PairInput, PairStatus, Verdict, VerdictKind
 from opsd.daemon.types.runs import CurvePoint, PoolLease, Run, RunState, Transition, TriggerKind
 from opsd.daemon.types.text import prompt_key
@@ -130,7 +132,7 @@ class FakeStore:
         with self._lock:
             return self.update_run(run_id, curve=(*self.runs[run_id].curve, *points))
 
-    def record_snapshot(self, run_id: str, pair_ids: Sequence[str]) -> None:
+    def record_snapshot(self, run_id: str, pair_ids: Sequence[str], *, last_seq: int = 0) -> None:
         self.snapshots[run_id] = tuple(pair_ids)
 
     def record_solves(self, run_id: str, counts: Mapping[str, tuple[int, int]]) -> None:
@@ -171,6 +173,19 @@ class FakeStore:
     def trainable_pairs(self, *, source: str = "", limit: int = 0) -> list[Pair]:
         pairs = [pair for pair in self.pairs if source in ("", pair.input.source)]
         return pairs[-limit:] if limit else pairs
+
+    def draw_pairs(
+        self,
+        run_id: str,
+        policy: DrawPolicy,
+        *,
+        source: str = "",
+        held_out: Callable[[Sequence[str]], set[str]],
+    ) -> Draw:
+        pairs = self.trainable_pairs(source=source)[-policy.max_pairs :]
+        refused = held_out([pair.input.prompt for pair in pairs])
+        kept = [pair for pair in pairs if pair.input.prompt not in refused]
+        return Draw(tuple(kept), len(pairs), len(refused), last_seq=len(self.pairs))
 
     def get_adapter(self, name: str) -> Adapter:
         return self.adapters[name]
@@ -334,7 +349,7 @@ class FakeEvaluator:
             candidate=candidate.name,
             incumbent=self.incumbent,
             verdict=self.verdict,
-            explanation="as told",
+            explanation=f"{self.verdict}: as told",
             suites=(a_suite("medium", SuiteRole.TARGET), a_suite("easy", SuiteRole.GUARD)),
             started_unix_s=0.0,
             finished_unix_s=1.0,
@@ -345,8 +360,8 @@ class FakeEvaluator:
 class FakeHeldOut:
     keys: set[str] = field(default_factory=set)
 
-    def held_out_keys(self, keys: Sequence[str]) -> set[str]:
-        return self.keys.intersection(keys)
+    def is_held_out(self, prompt: str) -> str | None:
+        return "suite" if prompt_key(prompt) in self.keys else None
 
 
 class Lab:
@@ -360,6 +375,7 @@ class Lab:
         self.trials = FakeTrials()
         self.evaluator = FakeEvaluator()
         self.held_out = FakeHeldOut()
+        self.canaries: Canaries | None = None
         self.timing = Timing(
             progress_s=0.01,
             watch_poll_s=0.05,
@@ -408,6 +424,7 @@ class Lab:
             model=MODEL,
             config=self.config,
             timing=self.timing,
+            canaries=self.canaries,
         )
         self.controllers.append(controller)
         return controller

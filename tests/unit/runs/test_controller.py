@@ -480,7 +480,7 @@ async def test_a_restart_in_the_middle_of_a_preparation_keeps_the_shard(lab: Lab
     run = await lab.trigger(stage)
     real = lab.store.record_snapshot
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise RuntimeError("killed here")
 
     lab.monkeypatch.setattr(lab.store, "record_snapshot", killed)

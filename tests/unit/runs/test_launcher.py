@@ -63,6 +63,7 @@ def test_a_trainer_has_its_own_session_log_and_niceness(request_for: LaunchReque
         assert again.events_offset == 17
     finally:
         assert launcher.terminate(request_for.run_id, request_for.run_dir, grace_s=5.0) == 1
+    assert not Path(f"/proc/{pid}").exists(), "a zombie"
     assert trainer.poll() == TrainerExit(-15)
     assert str(TrainerExit(-15)) == "was killed by SIGTERM"
     assert launcher.adopt(request_for.run_id, request_for.run_dir) is None

@@ -13,6 +13,7 @@ import pytest
 
 from opsd.daemon.errors import TrainerFailure
 from opsd.daemon.runs.shard import Snapshot, take_snapshot
+from opsd.daemon.types.pair_sets import Draw, DrawPolicy
 from opsd.daemon.types.runs import Run, RunState, TriggerKind
 from opsd.daemon.types.text import prompt_key
 
@@ -29,7 +30,7 @@ def snapshot(lab: Lab, run_dir: Path, *, max_pairs: int = 1000, source: str = ""
         store=lab.store,
         held_out=lab.held_out,
         min_pairs=3,
-        max_pairs=max_pairs,
+        policy=DrawPolicy(max_pairs),
     )
 
 
@@ -90,13 +91,21 @@ async def test_the_newest_pairs_go_in(lab: Lab, tmp_path: Path) -> None:
     assert [pair_id[-2:] for pair_id in shot.pair_ids] == ["36", "37", "38", "39"]
 
 
-async def test_of_a_problem_with_several_solutions_the_newest_goes_in(
-    lab: Lab, tmp_path: Path
+async def test_a_run_that_caps_leave_too_small_says_so(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    older, newer = lab.store.pairs[:2]
-    again = replace(newer, input=replace(newer.input, prompt=older.input.prompt))
-    lab.store.pairs = [older, again, *lab.store.pairs[2:6]]
-    shot = snapshot(lab, tmp_path)
-    assert again.input.id in shot.pair_ids
-    assert older.input.id not in shot.pair_ids
-    assert shot.ref.num_pairs == 5
+    pairs = tuple(lab.store.pairs[:2])
+
+    def capped(*_: object, **__: object) -> Draw:
+        return Draw(pairs, num_available=40, num_held_out=1, last_seq=40)
+
+    monkeypatch.setattr(lab.store, "draw_pairs", capped)
+    with pytest.raises(TrainerFailure, match=r"37 more repeat .*max_submitter_share = 0\.5"):
+        take_snapshot(
+            RUN,
+            tmp_path,
+            store=lab.store,
+            held_out=lab.held_out,
+            min_pairs=3,
+            policy=DrawPolicy(20, max_submitter_share=0.5),
+        )

@@ -147,6 +147,26 @@ def test_sigterm_to_the_whole_group_of_two_ranks_cancels(make_run: MakeRun) -> N
     assert result(run_json).outcome == training_pb2.RUN_OUTCOME_CANCELLED
 
 
+def test_a_rank_whose_peer_was_cancelled_before_it_is_cancelled_too(make_run: MakeRun) -> None:
+    run_json = make_run("run", optim=_endless(), num_processes=2)
+    process = start(run_json, ranks=2)
+    wait_for_event(run_json, "step", process)
+    # torchrun sees it end and sends the other one its own signal a moment later.
+    os.kill(pid_of_rank(run_json, 1), signal.SIGTERM)
+    errors = finish(process)
+    assert result(run_json).outcome == training_pb2.RUN_OUTCOME_CANCELLED, errors
+
+
+def pid_of_rank(run_json: Path, rank: int) -> int:
+    found = subprocess.run(
+        ["pgrep", "-f", f"opsd.trainer {run_json}"], capture_output=True, text=True, check=True
+    )
+    for pid in map(int, found.stdout.split()):
+        if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text():
+            return pid
+    raise AssertionError(f"no rank {rank}")
+
+
 def test_a_hang_is_silence(make_run: MakeRun) -> None:
     run_json = make_run("run", heartbeat_interval_s=0.05)
     process = start(run_json, failpoint="hang-at-step:1")

@@ -23,6 +23,11 @@ class Cancellation:
         for number in _SIGNALS:
             signal.signal(number, self._handle)
 
+    def only_note_from_now_on(self) -> None:
+        """``requested`` still tells of a signal, but nothing is interrupted any more."""
+        for number in _SIGNALS:
+            signal.signal(number, self._note)
+
     def ignore_from_now_on(self) -> None:
         """The outcome is settled: a late signal must not tear its last write."""
         for number in _SIGNALS:
@@ -32,6 +37,9 @@ class Cancellation:
         """For points of progress."""
         if self.requested:
             raise CancelledRun("cancelled by a signal")
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

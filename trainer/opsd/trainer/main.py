@@ -11,7 +11,7 @@ from pathlib import Path
 
 from opsd.trainer import environment, failpoints
 from opsd.trainer.cancel import Cancellation
-from opsd.trainer.errors import CancelledRun, PeerFailedError
+from opsd.trainer.errors import CancelledRun, PeerFailedError, TrainerError
 from opsd.trainer.events import EventLog, to_json
 from opsd.trainer.files import replace_file
 from opsd.trainer.spec import load_spec, peek_output_dir
@@ -38,9 +38,13 @@ def main(arguments: list[str]) -> int:
         cancellation.ignore_from_now_on()
         return process.finish(training_pb2.RUN_OUTCOME_SUCCEEDED)
     except BaseException as error:
-        cancellation.ignore_from_now_on()
+        cancelled = cancellation.requested or isinstance(error, CancelledRun)
+        cancellation.only_note_from_now_on()
         reason = process.peer_failure()
-        if reason is None and (cancellation.requested or isinstance(error, CancelledRun)):
+        cancellation.ignore_from_now_on()
+        # A peer that was told to stop first breaks the collective that this rank waits in.
+        cancelled |= cancellation.requested and not isinstance(error, TrainerError)
+        if reason is None and cancelled:
             print("cancelled by a signal", file=sys.stderr, flush=True)
             return process.finish(training_pb2.RUN_OUTCOME_CANCELLED)
         traceback.print_exc()

@@ -31,7 +31,15 @@ from opsd.daemon.runs.evaluation import EvaluationStage
 from opsd.daemon.runs.files import read_tail, storable
 from opsd.daemon.runs.launcher import LOG_NAME, Launcher
 from opsd.daemon.runs.pool import Pool
-from opsd.daemon.runs.ports import Evaluator, HeldOut, Intake, RunsStore, Trials
+from opsd.daemon.runs.ports import (
+    Canaries,
+    Evaluator,
+    HeldOut,
+    Intake,
+    NoCanaries,
+    RunsStore,
+    Trials,
+)
 from opsd.daemon.runs.preparation import PreparationStage
 from opsd.daemon.runs.rows import Rows, wait_briefly
 from opsd.daemon.runs.shard import no_shard, require_same_source, too_few_pairs
@@ -40,6 +48,7 @@ from opsd.daemon.runs.states import CANCELLABLE_STATES, OPEN_STATES, is_final
 from opsd.daemon.runs.timing import Timing
 from opsd.daemon.runs.training import TrainingStage
 from opsd.daemon.types.adapters import AdapterState
+from opsd.daemon.types.pair_sets import DrawPolicy
 from opsd.daemon.types.runs import Run, RunState, TriggerKind
 from opsd.v1 import training_pb2
 
@@ -66,6 +75,7 @@ class RunController:
         config: OpsdConfig,
         timing: Timing | None = None,
         support_address: str = "",
+        canaries: Canaries | None = None,
     ) -> None:
         """``support_address``: where trainers reach the daemon; empty: they cannot."""
         timing = timing or Timing()
@@ -84,7 +94,13 @@ class RunController:
             specs=self._specs,
             runs_dir=config.state_dir / _RUNS_DIR,
             min_pairs=config.runs.min_pairs,
-            max_pairs=config.runs.max_pairs,
+            policy=DrawPolicy(
+                max_pairs=config.runs.max_pairs,
+                recency=config.runs.recency,
+                max_submitter_share=config.collect.max_submitter_share,
+                max_self_made_share=config.collect.max_self_made_share,
+            ),
+            canaries=canaries or NoCanaries(),
         )
         self._training = TrainingStage(
             store=store,
@@ -103,6 +119,7 @@ class RunController:
             curve=CurveStage(store=store, rows=self._rows, trials=trials, evaluator=evaluator),
             timing=timing,
             wake=self._wake.set,
+            reject_fails=config.promotion.auto_reject_fails,
         )
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._num_errors: Counter[str] = Counter()

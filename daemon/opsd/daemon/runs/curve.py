@@ -145,7 +145,8 @@ class CurveStage:
         first = Moment(0, 0, history.began_s)
         last = Moment(result.steps_done, result.generated_tokens, history.train_s)
         started_from = run.incumbent_at_start if spec.initial_adapter_path else BASE
-        targets = [suite for suite in report.suites if suite.role is SuiteRole.TARGET]
+        # A sealed suite's report has no numbers.
+        targets = [s for s in report.suites if s.role is SuiteRole.TARGET and not s.sealed and s.n]
         if started_from == report.incumbent:
             await self._add(run, first, map(_of_incumbent, targets))
         elif started_from == BASE:

@@ -58,7 +58,10 @@ class EvaluationStage:
         curve: CurveStage,
         timing: Timing,
         wake: Callable[[], None],
+        reject_fails: bool = True,
     ) -> None:
+        """``reject_fails``: or else a candidate that failed waits for a person to reject it."""
+        self._reject_fails = reject_fails
         self._store = store
         self._rows = rows
         self._intake = intake
@@ -170,9 +173,10 @@ class EvaluationStage:
 
     async def _conclude(self, run: Run, report: GateReport) -> Run:
         assert report.run_id == run.id, f"the gate judged {report.run_id} for {run.id}"
-        reason = f"gate: {report.verdict}: {report.explanation}"
+        reason = f"gate: {report.explanation}"  # which begins with the verdict
         logger.info("gate run=%s candidate=%s verdict=%s", run.id, report.candidate, report.verdict)
-        if report.verdict is not GateVerdict.FAIL and not run.measure_only:
+        is_rejected = report.verdict is GateVerdict.FAIL and self._reject_fails
+        if not is_rejected and not run.measure_only:
             await asyncio.to_thread(self._store.save_gate, report)
             return await self._rows.move(run, RunState.AWAITING_APPROVAL, reason)
         if run.measure_only:

@@ -52,7 +52,7 @@ _DAEMON_ONLY: Final = frozenset(
 _FOR_THE_TRAINER: Final = "OPSD_TRAINER_"
 
 # A Popen that is dropped while its child lives warns, and its zombie would be nobody's to reap.
-_children: Final[dict[int, subprocess.Popen[bytes]]] = {}
+_children: Final[dict[ProcessIdentity, subprocess.Popen[bytes]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +124,13 @@ class LocalTrainer:
     events_offset: int
 
     def poll(self) -> TrainerExit | None:
-        child = _children.get(self.identity.pid)
+        child = _children.get(self.identity)
         if child is not None:
             # Not asked for in /proc: it may end in between, and its status would be lost.
             code = child.poll()
             if code is None:
                 return None
-            del _children[self.identity.pid]
+            del _children[self.identity]
             return TrainerExit(code)
         return None if is_running(self.identity) else TrainerExit(None)
 
@@ -175,9 +175,9 @@ class ProcessLauncher:
                 )
         except OSError as error:
             raise TrainerFailure(f"{command[0]}: the trainer cannot be started: {error}") from error
-        _children[child.pid] = child
         identity = identify(child.pid)
         assert identity is not None, "a child that was not waited for keeps its number"
+        _children[identity] = child
         self._be_nice(child.pid)
         trainer = LocalTrainer(identity, time.time(), events_offset)
         _write_process(trainer, request.run_dir)
@@ -194,6 +194,9 @@ class ProcessLauncher:
         trainer = _read_process(run_dir)
         leader = None if trainer is None else trainer.identity
         count = end_run_processes(run_id, leader, grace_s=grace_s)
+        child = None if leader is None else _children.get(leader)
+        if child is not None:
+            child.poll()  # nobody may ask how it ended, and it would stay a zombie
         if count:
             logger.info("trainer ended run=%s processes=%d", run_id, count)
         return count

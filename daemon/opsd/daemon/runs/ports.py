@@ -11,6 +11,7 @@ from opsd.daemon.store.api import RunStore
 from opsd.daemon.types.adapters import Adapter, AdapterState, Incumbent
 from opsd.daemon.types.engine import AdapterHandle
 from opsd.daemon.types.gate import GateReport, Measurement
+from opsd.daemon.types.pair_sets import Draw, DrawPolicy
 from opsd.daemon.types.pairs import Pair, PairCounts
 from opsd.daemon.types.runs import Run
 
@@ -21,6 +22,15 @@ class RunsStore(RunStore, Protocol):
     def count_pairs(self) -> PairCounts: ...
 
     def trainable_pairs(self, *, source: str = "", limit: int = 0) -> list[Pair]: ...
+
+    def draw_pairs(
+        self,
+        run_id: str,
+        policy: DrawPolicy,
+        *,
+        source: str = "",
+        held_out: Callable[[Sequence[str]], set[str]],
+    ) -> Draw: ...
 
     def get_adapter(self, name: str) -> Adapter: ...
 
@@ -42,11 +52,31 @@ class RunsStore(RunStore, Protocol):
 
 
 class HeldOut(Protocol):
-    """Which problems the suites hold."""
+    """Which problems the suites hold: the same rule as for a pair that comes in."""
 
-    def held_out_keys(self, keys: Sequence[str]) -> set[str]:
-        """Those of ``keys`` (of ``types.text.prompt_key``) that belong to a suite's item."""
+    def is_held_out(self, prompt: str) -> str | None:
+        """The suite that holds this problem, word for word or nearly; None when none does."""
         ...
+
+
+class Canaries(Protocol):
+    """Strings that privileged text carries, to be found where it leaks."""
+
+    def planted(self, pair_id: str, solution: str) -> str:
+        """The solution as the teacher is to see it."""
+        ...
+
+    def find(self, text: str) -> tuple[str, ...]: ...
+
+
+class NoCanaries:
+    """Nothing is planted."""
+
+    def planted(self, pair_id: str, solution: str) -> str:
+        return solution
+
+    def find(self, text: str) -> tuple[str, ...]:
+        return ()
 
 
 class Intake(Protocol):
@@ -86,11 +116,11 @@ class Evaluator(Protocol):
     """The gate."""
 
     def num_items(self) -> int:
-        """Of all suites; ``evaluate`` asks for twice as many answers."""
+        """Of all suites; ``evaluate`` asks for at least twice as many answers."""
         ...
 
     def num_target_items(self) -> int:
-        """Of the suites with the role target: the answers that ``measure`` asks for."""
+        """Answers that ``measure`` asks for: to the target suites that are not sealed."""
         ...
 
     async def measure(

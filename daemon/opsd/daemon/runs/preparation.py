@@ -7,15 +7,19 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from opsd.daemon.runs.ports import HeldOut, RunsStore
+from opsd.daemon.runs.ports import Canaries, HeldOut, RunsStore
 from opsd.daemon.runs.rows import Rows
-from opsd.daemon.runs.shard import Snapshot, take_over, take_snapshot
+from opsd.daemon.runs.shard import Snapshot, refuse_canaries, take_over, take_snapshot
 from opsd.daemon.runs.spec import SpecBuilder, Starting, write_spec
 from opsd.daemon.types.engine import BASE
+from opsd.daemon.types.pair_sets import DrawPolicy
 from opsd.daemon.types.runs import Run, RunState
 from opsd.v1 import training_pb2
 
 logger = logging.getLogger(__name__)
+
+_IMITATES = frozenset({training_pb2.METHOD_SFT, training_pb2.METHOD_STAR})
+"""Methods whose student is trained on a solution's or a trace's very words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,8 @@ class PreparationStage:
     specs: SpecBuilder
     runs_dir: Path
     min_pairs: int
-    max_pairs: int
+    policy: DrawPolicy
+    canaries: Canaries
 
     async def reconcile(self, run: Run) -> Run:
         """PREPARING → TRAINING; raises TrainerFailure or InvalidInputError."""
@@ -71,9 +76,12 @@ class PreparationStage:
         }
 
     def _snapshot(self, run: Run, run_dir: Path) -> Snapshot:
+        method = self.plan(run.overrides_json).objective.method
         if run.same_data_as:
             other = self.store.get_run(run.same_data_as)
             snapshot = take_over(run, run_dir, other, store=self.store, held_out=self.held_out)
+            if method in _IMITATES:
+                refuse_canaries(Path(snapshot.ref.path), self.canaries)
         else:
             snapshot = take_snapshot(
                 run,
@@ -81,7 +89,8 @@ class PreparationStage:
                 store=self.store,
                 held_out=self.held_out,
                 min_pairs=self.min_pairs,
-                max_pairs=self.max_pairs,
+                policy=self.policy,
+                canaries=None if method in _IMITATES else self.canaries,
             )
         logger.info(
             "shard written run=%s pairs=%d held_out=%d sha256=%s",

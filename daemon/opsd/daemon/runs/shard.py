@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any, Final
 
 from opsd.daemon.errors import InvalidInputError, TrainerFailure
 from opsd.daemon.runs.files import file_sha256, write_atomically
-from opsd.daemon.runs.ports import HeldOut, RunsStore
+from opsd.daemon.runs.ports import Canaries, HeldOut, NoCanaries, RunsStore
 from opsd.daemon.runs.spec import read_spec
+from opsd.daemon.types.pair_sets import Draw, DrawPolicy
 from opsd.daemon.types.pairs import Pair
 from opsd.daemon.types.runs import Run
-from opsd.daemon.types.text import prompt_key
 from opsd.v1 import training_pb2
 
 SHARD_NAME: Final = "shard.jsonl"
@@ -36,35 +37,43 @@ def take_snapshot(
     store: RunsStore,
     held_out: HeldOut,
     min_pairs: int,
-    max_pairs: int,
+    policy: DrawPolicy,
+    canaries: Canaries | None = None,
 ) -> Snapshot:
     """Freezes the run's training data: writes the shard once and records its pairs in the store.
 
-    Of several pairs with one prompt the newest goes in. Called again for a run whose shard is on
-    disk, it takes that one, so that a restarted daemon goes on with the same data. Raises
-    TrainerFailure when too few pairs are left, or when a suite has come to hold a problem of a
-    shard that was already written.
+    The store draws the pairs. Called again for a run whose shard is on disk, it takes that one, so
+    that a restarted daemon goes on with the same data. Raises TrainerFailure when too few pairs
+    are left, or when a suite has come to hold a problem of a shard that was already written.
+    ``canaries`` are planted in solutions, for methods whose student never sees them.
     """
     path = run_dir / SHARD_NAME
-    num_held_out = 0
+    num_held_out = last_seq = 0
     if path.exists():
         records = _read_records(path)
         _refuse_held_out(records, held_out, path)
     else:
-        pairs = store.trainable_pairs(source=run.source, limit=max_pairs)
-        kept = _without_held_out(pairs, held_out)
-        num_held_out = len(pairs) - len(kept)
-        kept = _newest_of_each_problem(kept)
+        draw = store.draw_pairs(
+            run.id,
+            policy,
+            source=run.source,
+            # Looked at anew, whatever was said when a pair came in: suites and rules change.
+            held_out=lambda prompts: {p for p in prompts if _is_held_out(p, held_out)},
+        )
+        kept, num_held_out, last_seq = draw.pairs, draw.num_held_out, draw.last_seq
         if len(kept) < min_pairs:
-            raise TrainerFailure(too_few_pairs(len(kept), min_pairs, run.source, num_held_out))
+            raise TrainerFailure(
+                too_few_pairs(len(kept), min_pairs, run.source, num_held_out)
+                + _because_of_caps(draw, policy)
+            )
         counts = store.solve_counts([pair.input.id for pair in kept])
         records = [
-            _record(pair, counts.get(pair.input.id))
+            _record(pair, counts.get(pair.input.id), canaries or NoCanaries())
             for pair in sorted(kept, key=lambda pair: pair.input.id)
         ]
         write_atomically(path, _lines(records))
     pair_ids = tuple(record["id"] for record in records)
-    store.record_snapshot(run.id, pair_ids)
+    store.record_snapshot(run.id, pair_ids, last_seq=last_seq)
     ref = training_pb2.ShardRef(path=str(path), sha256=file_sha256(path), num_pairs=len(pair_ids))
     return Snapshot(ref=ref, pair_ids=pair_ids, num_held_out=num_held_out)
 
@@ -95,6 +104,16 @@ def take_over(
     store.record_snapshot(run.id, pair_ids)
     mine = training_pb2.ShardRef(path=str(path), sha256=ref.sha256, num_pairs=len(pair_ids))
     return Snapshot(ref=mine, pair_ids=pair_ids, num_held_out=0)
+
+
+def refuse_canaries(path: Path, canaries: Canaries) -> None:
+    """For a method that imitates solutions: raises TrainerFailure when the shard carries leak
+    canaries, which the model would learn to write."""
+    if any(canaries.find(record["solution"]) for record in _read_records(path)):
+        raise TrainerFailure(
+            f"{path}: its solutions carry leak canaries (collect.hygiene.canary_fraction), and "
+            "this run's method trains on solutions word for word: trigger it on the pairs of now"
+        )
 
 
 def require_same_source(source: str, other: Run) -> None:
@@ -135,37 +154,41 @@ def _shard_of(other: Run, path: Path) -> bytes:
         ) from error
 
 
-def _without_held_out(pairs: Sequence[Pair], held_out: HeldOut) -> list[Pair]:
-    # The key is computed anew: the stored one may stem from an older normal form.
-    keys = [prompt_key(pair.input.prompt) for pair in pairs]
-    refused = held_out.held_out_keys(keys)
-    return [pair for pair, key in zip(pairs, keys, strict=True) if key not in refused]
+def _is_held_out(prompt: str, held_out: HeldOut) -> bool:
+    # Tens of thousands of look-ups in a row: whoever serves meanwhile gets the interpreter between.
+    time.sleep(0)
+    return held_out.is_held_out(prompt) is not None
 
 
-def _newest_of_each_problem(pairs: Sequence[Pair]) -> list[Pair]:
-    """A problem with several solutions is drawn no more often than the others."""
-    newest = {pair.input.prompt: pair for pair in pairs}  # oldest first, so the last one stays
-    return list(newest.values())
+def _because_of_caps(draw: Draw, policy: DrawPolicy) -> str:
+    """Why a draw from enough pairs may come out small."""
+    left_out = draw.num_available - draw.num_held_out - len(draw.pairs)
+    if left_out <= 0 or min(policy.max_submitter_share, policy.max_self_made_share) >= 1.0:
+        return ""
+    return (
+        f"; {left_out} more repeat a problem or are kept out by collect.max_submitter_share = "
+        f"{policy.max_submitter_share:g} and collect.max_self_made_share = "
+        f"{policy.max_self_made_share:g}"
+    )
 
 
 def _refuse_held_out(records: Sequence[dict[str, Any]], held_out: HeldOut, path: Path) -> None:
-    keys = {prompt_key(record["prompt"]): record["id"] for record in records}
-    refused = held_out.held_out_keys(list(keys))
+    refused = [record["id"] for record in records if _is_held_out(record["prompt"], held_out)]
     if refused:
-        names = ", ".join(sorted(keys[key] for key in refused)[:5])
+        names = ", ".join(sorted(refused)[:5])
         raise TrainerFailure(
             f"{path}: {len(refused)} pairs have become held-out problems since the shard was "
             f"written ({names}, …): trigger a new run"
         )
 
 
-def _record(pair: Pair, counts: tuple[int, int] | None) -> dict[str, Any]:
+def _record(pair: Pair, counts: tuple[int, int] | None, canaries: Canaries) -> dict[str, Any]:
     given = pair.input
     solves = {} if counts is None else {"attempts": counts[0], "solved": counts[1]}
     return solves | {
         "id": given.id,
         "prompt": given.prompt,
-        "solution": given.solution,
+        "solution": canaries.planted(given.id, given.solution),
         "reference": given.reference,
         "verifier": given.verifier,
         "stratum": given.stratum,

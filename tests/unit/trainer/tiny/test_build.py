@@ -89,6 +89,18 @@ def test_another_seed_or_recipe_is_made_again(tmp_path: Path) -> None:
     assert make(out, seed=1, recipe=replace(RECIPE, version=RECIPE.version + 1))
 
 
+def test_fewer_steps_are_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Recipe] = []
+
+    def note(out: Path, seed: int, recipe: Recipe, say: object) -> None:
+        made.append(recipe)
+
+    monkeypatch.setattr(build, "make_directory", note)
+    for more in ([], ["--steps", "7"]):
+        assert main(["--out", str(tmp_path / "tiny"), "--seed", "0", *more]) == 0
+    assert made == [Recipe(), Recipe(pretrain=PretrainConfig(num_steps=7))]
+
+
 def test_a_crash_leaves_nothing_under_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +145,10 @@ def test_a_file_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[st
         make(tmp_path / "tiny")
 
 
-def test_threads_must_be_positive(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--threads", "--steps"])
+def test_a_count_must_be_positive(
+    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main(["--out", str(tmp_path), "--seed", "0", "--threads", "0"])
+        main(["--out", str(tmp_path), "--seed", "0", option, "0"])
+    assert f"{option} must be at least 1" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from opsd.trainer.tiny.recipe import Recipe, is_complete
+from opsd.trainer.tiny.recipe import PretrainConfig, Recipe, is_complete
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,10 +19,19 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="K",
         help="CPU threads (another number may change the weights in the last bits)",
     )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=PretrainConfig.num_steps,
+        metavar="N",
+        help="steps of pretraining: fewer make a model that knows less, sooner (%(default)s)",
+    )
     options = parser.parse_args(arguments)
     if options.threads < 1:
         parser.error(f"--threads must be at least 1, got {options.threads}")
-    recipe = Recipe()
+    if options.steps < 1:
+        parser.error(f"--steps must be at least 1, got {options.steps}")
+    recipe = Recipe(pretrain=PretrainConfig(num_steps=options.steps))
     if is_complete(options.out, options.seed, recipe):
         _say(f"{options.out} is complete for seed {options.seed}: nothing to do")
         return 0
