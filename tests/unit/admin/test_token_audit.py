@@ -70,7 +70,7 @@ def make_run(store: SqlStore, tmp_path: Path) -> MakeRun:
 async def read(store: SqlStore) -> AsyncIterator[Read]:
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
     nobody = cast(Any, None)  # reading an audit needs the store only
-    service = AdminService(store, nobody, nobody, nobody)
+    service = AdminService(store, nobody, nobody, nobody, nobody)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -95,4 +95,6 @@ def audit_to_proto(entry: AuditEntry) -> admin_pb2.AuditEntry:
         subject=entry.subject,
         reason=entry.reason,
         detail_json=entry.detail_json,
+        prev_sha256=entry.prev_sha256,
+        entry_sha256=entry.entry_sha256,
     )

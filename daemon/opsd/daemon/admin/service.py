@@ -9,22 +9,23 @@ from typing import Any
 
 import grpc
 
-from opsd.daemon.adapters.promotion import Outcome, Promoter
+from opsd.daemon.adapters.promotion import Promoter
+from opsd.daemon.admin.asked import actor_of, required
+from opsd.daemon.admin.audit import AuditCalls, AuditDoor
 from opsd.daemon.admin.convert import adapter_to_proto, audit_to_proto, run_to_proto
+from opsd.daemon.admin.decisions import DecisionCalls
 from opsd.daemon.admin.overrides import overrides_json
 from opsd.daemon.admin.ports import RunControl, StatusSource
 from opsd.daemon.admin.token_audit import read_token_audit
-from opsd.daemon.errors import InvalidInputError, NotFoundError
-from opsd.daemon.gate.proto import report_to_proto
+from opsd.daemon.errors import InvalidInputError
+from opsd.daemon.gate.proto import ledger_to_proto, replay_to_proto, report_to_proto
+from opsd.daemon.gate.replay import replay
 from opsd.daemon.store.api import Store
-from opsd.daemon.types.gate import GateVerdict
 from opsd.daemon.types.runs import Run, RunState, TriggerKind
 from opsd.v1 import admin_pb2, admin_pb2_grpc, token_audit_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-ACTOR_METADATA = "x-opsd-actor"
-_MAX_ACTOR_CHARS = 200
 _MAX_REASON_CHARS = 2000
 _DEFAULT_PAGE = 50
 _MAX_PAGE = 1000
@@ -40,21 +41,6 @@ _GATED = frozenset(
 )
 
 
-def actor_of(context: Context, named: str) -> str:
-    """Who asks: the request's own field, else the call's metadata."""
-    actor = named
-    if not actor:
-        for key, value in context.invocation_metadata() or ():
-            if key == ACTOR_METADATA:
-                actor = value if isinstance(value, str) else value.decode("utf-8", "replace")
-    actor = actor.strip()
-    if len(actor) > _MAX_ACTOR_CHARS:
-        raise InvalidInputError(
-            f"actor: has {len(actor)} characters, at most {_MAX_ACTOR_CHARS} are kept"
-        )
-    return actor or "unknown"
-
-
 def page_limit(requested: int) -> int:
     if requested > _MAX_PAGE:
         raise InvalidInputError(
@@ -63,15 +49,20 @@ def page_limit(requested: int) -> int:
     return requested or _DEFAULT_PAGE
 
 
-class AdminService(admin_pb2_grpc.AdminServiceServicer):
+class AdminService(DecisionCalls, AuditCalls, admin_pb2_grpc.AdminServiceServicer):
     """See admin.proto for what each call promises."""
 
     def __init__(
-        self, store: Store, runs: RunControl, promoter: Promoter, status: StatusSource
+        self,
+        store: Store,
+        runs: RunControl,
+        promoter: Promoter,
+        status: StatusSource,
+        audit: AuditDoor,
     ) -> None:
-        self._store = store
+        DecisionCalls.__init__(self, store, promoter)
+        AuditCalls.__init__(self, audit)
         self._runs = runs
-        self._promoter = promoter
         self._status = status
 
     async def GetStatus(
@@ -135,20 +126,20 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         return admin_pb2.ListRunsResponse(runs=runs, next_page_token=page.next_token)
 
     async def GetRun(self, request: admin_pb2.GetRunRequest, context: Context) -> admin_pb2.Run:
-        run = await asyncio.to_thread(self._store.get_run, _required(request.id, "id"))
+        run = await asyncio.to_thread(self._store.get_run, required(request.id, "id"))
         return await self._present(run)
 
     async def WatchRun(
         self, request: admin_pb2.GetRunRequest, context: Context
     ) -> AsyncIterator[admin_pb2.Run]:
-        run = await asyncio.to_thread(self._store.get_run, _required(request.id, "id"))
+        run = await asyncio.to_thread(self._store.get_run, required(request.id, "id"))
         async for changed in self._runs.watch(run.id):
             yield await self._present(changed)
 
     async def CancelRun(
         self, request: admin_pb2.CancelRunRequest, context: Context
     ) -> admin_pb2.Run:
-        run = await asyncio.to_thread(self._store.get_run, _required(request.id, "id"))
+        run = await asyncio.to_thread(self._store.get_run, required(request.id, "id"))
         cancelled = await self._runs.cancel(
             run.id,
             actor=actor_of(context, request.actor),
@@ -159,7 +150,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def ReadTokenAudit(
         self, request: admin_pb2.ReadTokenAuditRequest, context: Context
     ) -> AsyncIterator[token_audit_pb2.AuditedAttempt]:
-        run = await asyncio.to_thread(self._store.get_run, _required(request.id, "id"))
+        run = await asyncio.to_thread(self._store.get_run, required(request.id, "id"))
         attempts = read_token_audit(run, request.step)
         while (attempt := await asyncio.to_thread(next, attempts, None)) is not None:
             yield attempt
@@ -177,44 +168,26 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def GetAdapter(
         self, request: admin_pb2.GetAdapterRequest, context: Context
     ) -> admin_pb2.Adapter:
-        name = _required(request.name, "name")
+        name = required(request.name, "name")
         adapter = await asyncio.to_thread(self._store.get_adapter, name)
         return adapter_to_proto(adapter, await self._verdict(adapter.name))
-
-    async def ApproveAdapter(
-        self, request: admin_pb2.ApproveAdapterRequest, context: Context
-    ) -> admin_pb2.AdapterChange:
-        outcome = await self._promoter.approve(
-            _required(request.name, "name"),
-            actor=actor_of(context, request.actor),
-            reason=request.reason,
-            override_inconclusive=request.override_inconclusive,
-        )
-        return await self._changed(outcome)
-
-    async def RejectAdapter(
-        self, request: admin_pb2.RejectAdapterRequest, context: Context
-    ) -> admin_pb2.AdapterChange:
-        outcome = await self._promoter.reject(
-            _required(request.name, "name"),
-            actor=actor_of(context, request.actor),
-            reason=request.reason,
-        )
-        return await self._changed(outcome)
-
-    async def Rollback(
-        self, request: admin_pb2.RollbackRequest, context: Context
-    ) -> admin_pb2.AdapterChange:
-        outcome = await self._promoter.rollback(
-            actor=actor_of(context, request.actor), reason=request.reason
-        )
-        return await self._changed(outcome)
 
     async def GetGate(
         self, request: admin_pb2.GetGateRequest, context: Context
     ) -> admin_pb2.GateReport:
-        report = await asyncio.to_thread(self._store.get_gate, _required(request.id, "id"))
+        report = await asyncio.to_thread(self._store.get_gate, required(request.id, "id"))
         return report_to_proto(report)
+
+    async def ReplayGate(
+        self, request: admin_pb2.ReplayGateRequest, context: Context
+    ) -> admin_pb2.ReplayGateResponse:
+        found = await asyncio.to_thread(replay, self._store, required(request.id, "id"))
+        return replay_to_proto(found, with_inputs=request.with_inputs)
+
+    async def GetLedger(
+        self, request: admin_pb2.GetLedgerRequest, context: Context
+    ) -> admin_pb2.Ledger:
+        return ledger_to_proto(await asyncio.to_thread(self._store.list_suite_uses))
 
     async def ListAudit(
         self, request: admin_pb2.ListAuditRequest, context: Context
@@ -231,29 +204,3 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def _present(self, run: Run, *, details: bool = True) -> admin_pb2.Run:
         verdict = await self._verdict(run.id) if run.state in _GATED else None
         return run_to_proto(run, verdict=verdict, details=details)
-
-    async def _verdict(self, key: str) -> GateVerdict | None:
-        try:
-            return (await asyncio.to_thread(self._store.get_gate, key)).verdict
-        except NotFoundError:
-            return None
-
-    async def _changed(self, outcome: Outcome) -> admin_pb2.AdapterChange:
-        row = outcome.change.incumbent
-        message = admin_pb2.AdapterChange(
-            incumbent=row.adapter,
-            previous=row.previous,
-            epoch=row.epoch,
-            audit_id=outcome.change.audit_id,
-            swap_s=outcome.swap_s,
-        )
-        if outcome.adapter is not None:
-            verdict = await self._verdict(outcome.adapter.name)
-            message.adapter.CopyFrom(adapter_to_proto(outcome.adapter, verdict))
-        return message
-
-
-def _required(value: str, field: str) -> str:
-    if not value.strip():
-        raise InvalidInputError(f"{field}: is empty; name what you mean (a unique prefix will do)")
-    return value.strip()
