@@ -24,11 +24,15 @@ _EXIT_REFUSED = 5
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="opsd serve", description="Runs the daemon.")
     parser.add_argument("--config", type=Path, default=None, help="the TOML file")
+    parser.add_argument(
+        "--roll-back", default="", metavar="REASON", help="should what serves be damaged"
+    )
+    parser.add_argument("--actor", default="", help="who orders that")
     arguments = parser.parse_args(argv)
     try:
         loaded = load_config(find_config(arguments.config, os.environ), os.environ)
         configure_logging(loaded.config.log)
-        _serve(loaded)
+        _serve(loaded, arguments.actor, arguments.roll_back)
     except ConfigError as error:
         print(f"opsd: {error}", file=sys.stderr)
         return _EXIT_REFUSED
@@ -38,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _serve(loaded: LoadedConfig) -> None:
+def _serve(loaded: LoadedConfig, actor: str, roll_back: str) -> None:
     from opsd.daemon.serve.vllm_build import prepare_environment
 
     # Read by torch, vLLM and gRPC when they are imported, which the imports below do.
@@ -47,11 +51,12 @@ def _serve(loaded: LoadedConfig) -> None:
     # uvloop doubles the rate at which grpc.aio moves messages.
     import uvloop
 
+    from opsd.daemon.adapters.promotion import Rescue
     from opsd.daemon.app.daemon import Daemon
     from opsd.daemon.app.parts import build
 
     async def run() -> None:
-        await Daemon(build(loaded)).run()
+        await Daemon(build(loaded), Rescue(actor, roll_back) if roll_back else None).run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())

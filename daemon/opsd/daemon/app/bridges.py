@@ -8,10 +8,32 @@ from collections.abc import Callable
 from opsd.daemon.gate.evaluate import GateEvaluator
 from opsd.daemon.serve.state import Availability
 from opsd.daemon.store.api import AdapterStore
+from opsd.daemon.store.sources_api import OutcomeStore
 from opsd.daemon.types.adapters import Adapter
+from opsd.daemon.types.canary import AttemptOutcome
 from opsd.daemon.types.engine import BASE, AdapterHandle
 from opsd.daemon.types.gate import GateReport, Measurement
+from opsd.daemon.types.problems import AttemptOutcomeKind
 from opsd.daemon.types.runs import Run
+
+
+class StoredOutcomes:
+    """Implements ``adapters.canary.OutcomeFeed``."""
+
+    def __init__(self, store: OutcomeStore) -> None:
+        self._store = store
+
+    def since(self, seq: int, limit: int) -> list[AttemptOutcome]:
+        return [
+            AttemptOutcome(
+                seq=found.seq,
+                attempt_id=found.attempt_id,
+                adapter=found.adapter,
+                ok=found.outcome is AttemptOutcomeKind.ACCEPTED,
+                verified=found.verified,
+            )
+            for found in self._store.attempt_outcomes_since(seq, limit=limit)
+        ]
 
 
 class IncumbentEvaluator:

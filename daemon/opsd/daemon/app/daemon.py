@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 
+from opsd.daemon.adapters.promotion import Rescue
 from opsd.daemon.app.endpoints import remove_endpoints, write_endpoints
 from opsd.daemon.app.parts import Parts
 from opsd.daemon.errors import EngineError
@@ -20,8 +21,9 @@ _CALLS_GRACE_S = 2.0
 class Daemon:
     """Starts the parts in an order in which each finds what it needs, stops them in reverse."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, rescue: Rescue | None = None) -> None:
         self._parts = parts
+        self._rescue = rescue
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
@@ -61,6 +63,7 @@ class Daemon:
     async def _start(self) -> None:
         parts = self._parts
         began = time.monotonic()
+        await parts.audit.start()
         await parts.grpc.start()
         await parts.support.start()
         server = parts.config.server
@@ -78,13 +81,16 @@ class Daemon:
         )
         # The verifiers' imports and the engine's start take seconds each: side by side.
         await asyncio.gather(parts.engine.start(), parts.verifiers.start())
-        await parts.promoter.restore()
-        if parts.config.server.record_attempts:
+        await parts.promoter.restore(self._rescue)
+        if parts.recorder is not None:
             parts.recorder.start()
+        parts.mirror.start()
         parts.supervisor.watch()
         parts.availability.set(ServingState.READY)
+        parts.retention.start()
         await parts.controller.start()
         await parts.scheduler.start()
+        await parts.sources.start()
         log.info("ready after_s=%.1f", time.monotonic() - began)
 
     def _on_signal(self, number: int) -> None:
@@ -99,9 +105,12 @@ class Daemon:
         parts = self._parts
         if parts.availability.state is not ServingState.FAILED:
             parts.availability.set(ServingState.DRAINING, "the daemon is stopping")
+        await parts.sources.stop()
         await parts.scheduler.stop()
+        await parts.retention.stop()
         await parts.controller.stop()
         await parts.promoter.stop()
+        await parts.mirror.stop()
         # Users that still drain need no company.
         await parts.support.stop()
         drained = asyncio.create_task(
@@ -111,10 +120,12 @@ class Daemon:
         drained.cancel()
         await parts.grpc.stop(0.0 if self._hurry.is_set() else _CALLS_GRACE_S)
         await parts.supervisor.stop()
-        await parts.recorder.stop()
+        if parts.recorder is not None:
+            await parts.recorder.stop()
         await parts.verifiers.stop()
         await parts.engine.stop()
         parts.metrics.stop()
         remove_endpoints(parts.config.state_dir)
+        await parts.audit.stop()
         parts.store.close()
         log.info("stopped")

@@ -11,17 +11,39 @@ from opsd.daemon.adapters.promotion import Promoter
 from opsd.daemon.adapters.residency import Residency
 from opsd.daemon.adapters.routing import Router
 from opsd.daemon.adapters.trial import Trials
+from opsd.daemon.admin.audit import AuditDoor
 from opsd.daemon.admin.service import AdminService
-from opsd.daemon.app.bridges import IncumbentEvaluator
+from opsd.daemon.app.bridges import IncumbentEvaluator, StoredOutcomes
+from opsd.daemon.app.collecting import (
+    CurrentHeldOut,
+    Near,
+    PairOverlap,
+    canaries_of,
+    looker,
+    near_duplicates,
+    recorder_of,
+    renumbered_of,
+    screen_of,
+)
+from opsd.daemon.app.evidence import AuditKeeper, Evidence, gather_evidence
 from opsd.daemon.app.interceptors import ErrorInterceptor
+from opsd.daemon.app.sources import build_sources
 from opsd.daemon.app.status import ProcessStatus
-from opsd.daemon.collect.heldout import HeldOutIndex
+from opsd.daemon.collect.curation_service import CurationService
+from opsd.daemon.collect.retention import RetentionSweeper
 from opsd.daemon.collect.service import CollectionService
+from opsd.daemon.collect.source_service import SourceService
+from opsd.daemon.collect.sources.driver import SourceDriver
 from opsd.daemon.config.check import require_environment
 from opsd.daemon.config.load import LoadedConfig
 from opsd.daemon.config.schema import OpsdConfig
+from opsd.daemon.gate.check import SuiteChecker
 from opsd.daemon.gate.evaluate import GateEvaluator
-from opsd.daemon.gate.suites import SuiteSet, check_untrained, load_suites
+from opsd.daemon.gate.judge import judge_by, rules_of
+from opsd.daemon.gate.literacy import KeyPrompt
+from opsd.daemon.gate.questions import ModelIdentity
+from opsd.daemon.gate.registry import SuiteRegistry
+from opsd.daemon.gate.service import GateService
 from opsd.daemon.runs.controller import RunController
 from opsd.daemon.runs.ray_launcher import launcher_for
 from opsd.daemon.runs.scheduler import RunScheduler
@@ -35,6 +57,7 @@ from opsd.daemon.serve.grpc_server import (
 from opsd.daemon.serve.load import UserLoad
 from opsd.daemon.serve.metrics import publish_adapters
 from opsd.daemon.serve.metrics_http import MetricsServer
+from opsd.daemon.serve.mirror import Mirror
 from opsd.daemon.serve.service import InferenceService
 from opsd.daemon.serve.state import Availability
 from opsd.daemon.serve.supervisor import Supervisor
@@ -46,10 +69,17 @@ from opsd.daemon.support.server import SupportServer, socket_path
 from opsd.daemon.support.service import RunSupportService
 from opsd.daemon.support.students import Students
 from opsd.daemon.support.yielding import YieldController, YieldPolicy
-from opsd.daemon.verify.pool import VERIFIERS, VerifierPool
-from opsd.v1 import admin_pb2, collection_pb2, inference_pb2
+from opsd.daemon.verify.pool import VerifierPool
+from opsd.daemon.verify.reference_checker import ReferenceChecker
+from opsd.daemon.verify.registry import Registry, build_registry
+from opsd.v1 import admin_pb2, collection_pb2, gate_pb2, inference_pb2
 from opsd.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
-from opsd.v1.collection_pb2_grpc import add_CollectionServiceServicer_to_server
+from opsd.v1.collection_pb2_grpc import (
+    add_CollectionServiceServicer_to_server,
+    add_CurationServiceServicer_to_server,
+    add_SourceServiceServicer_to_server,
+)
+from opsd.v1.gate_pb2_grpc import add_GateServiceServicer_to_server
 from opsd.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 
 
@@ -59,17 +89,21 @@ class Parts:
 
     config: OpsdConfig
     store: SqlStore
-    suites: SuiteSet
+    audit: AuditKeeper
+    suites: SuiteRegistry
     availability: Availability
     engine: VllmEngine
     residency: Residency
     supervisor: Supervisor
     verifiers: VerifierPool
-    recorder: AttemptRecorder
+    recorder: AttemptRecorder | None
+    retention: RetentionSweeper
     promoter: Promoter
     controller: RunController
     scheduler: RunScheduler
+    sources: SourceDriver
     inference: InferenceService
+    mirror: Mirror
     support: SupportServer
     grpc: GrpcServer
     metrics: MetricsServer
@@ -83,25 +117,46 @@ def build(loaded: LoadedConfig) -> Parts:
     """
     require_environment(loaded)
     config = loaded.config
-    config.state_dir.mkdir(parents=True, exist_ok=True)
+    # Held-out items and private texts lie in it.
+    config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     fingerprint = model_fingerprint(Path(config.model.path))
-    suites = load_suites(config.gate.suites, verifiers=VERIFIERS)
+    registry = build_registry(config.verify)
     store = open_store(config.store.url or sqlite_url(config.state_dir))
     try:
-        check_untrained(suites, store)
-        return _join(config, fingerprint, suites, store)
+        # Before anything is decided: every audit entry says by what program and configuration.
+        evidence = gather_evidence(config, fingerprint, store)
+        suites = SuiteRegistry(
+            store,
+            state_dir=config.state_dir,
+            verifiers=registry.names,
+            references=lambda: ReferenceChecker(registry, config.collect.verifier_timeout_s),
+            overlap=PairOverlap(store, renumbered_of(config)),
+        )
+        suites.load(config.gate.suites)
+        return _join(config, fingerprint, suites, store, registry, evidence)
     except BaseException:
         store.close()
         raise
 
 
-def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStore) -> Parts:
+def _join(
+    config: OpsdConfig,
+    fingerprint: str,
+    suites: SuiteRegistry,
+    store: SqlStore,
+    registry: Registry,
+    evidence: Evidence,
+) -> Parts:
+    audit = AuditKeeper(store, evidence.heads, config)
+    canaries = canaries_of(config)
     availability = Availability()
     router = Router()
     engine = VllmEngine(config.model, config.engine)
     residency = Residency(engine, router, on_change=publish_adapters)
     verifiers = VerifierPool(
-        processes=config.collect.verifier_processes, timeout_s=config.collect.verifier_timeout_s
+        processes=config.collect.verifier_processes,
+        timeout_s=config.collect.verifier_timeout_s,
+        registry=registry,
     )
     intake = AdapterIntake(
         store,
@@ -110,9 +165,12 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         fingerprint=fingerprint,
         max_rank=config.engine.max_lora_rank,
         residency=residency,
+        check_manifest=evidence.manifests.check,
     )
     served = ServedModel(Path(config.model.path), fingerprint, config.engine.max_lora_rank)
     load = UserLoad()
+    admission = Admission(YieldController(YieldPolicy(config.engine.max_num_seqs)))
+    load.observe(admission)
     support = _support(
         config,
         served,
@@ -121,7 +179,7 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         engine=engine,
         availability=availability,
         residency=residency,
-        load=load,
+        admission=admission,
     )
     trials = Trials(
         store,
@@ -130,14 +188,31 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         residency=residency,
         verify_known=intake.verify_known,
     )
-    gate = GateEvaluator(engine, verifiers, store, suites, config.gate, routes=router)
+    gate = GateEvaluator(
+        engine,
+        verifiers,
+        store,
+        suites.active,
+        config.gate,
+        routes=router,
+        decide=judge_by(
+            rules_of(config.gate, teacher=config.training.objective.teacher), store.save_gate_inputs
+        ),
+        model=ModelIdentity(fingerprint, config.model.dtype),
+        key_prompt=KeyPrompt(config.training.prompt),
+        scorer=engine,
+        look_through=looker(canaries, "gate"),
+    )
+    held_out = CurrentHeldOut(renumbered_of(config))
+    near = Near()
+    suites.subscribe(held_out.replace)
     controller = RunController(
         store=store,
         launcher=launcher_for(config.pool),
         intake=intake,
         trials=trials,
         evaluator=IncumbentEvaluator(gate, store, availability),
-        held_out=suites,
+        held_out=held_out,
         model=ModelFacts(
             path=config.model.path,
             dtype=config.model.dtype,
@@ -146,6 +221,7 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         ),
         config=config,
         support_address=support.address,
+        canaries=canaries,
     )
     promoter = Promoter(
         store,
@@ -153,23 +229,50 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         router,
         config.promotion,
         verify=intake.verify_known,
+        on_change=audit.wake,
+        outcomes=StoredOutcomes(store),
     )
-    recorder = AttemptRecorder(store)
+    recorder = recorder_of(config, store, canaries)
+    mirror = Mirror(
+        engine,
+        router,
+        promoter.canary,
+        load,
+        busy_above=config.engine.max_num_seqs // 2,
+        look_through=looker(canaries, "mirror"),
+    )
     inference = InferenceService(
         engine,
         router,
         availability,
         config.server,
-        recorder if config.server.record_attempts else None,
+        recorder,
         load,
+        observer=promoter.canary,
+        mirror=mirror,
     )
     collection = CollectionService(
         store,
         verifiers,
-        HeldOutIndex({suite.name: suite.items for suite in suites.suites}),
+        held_out,
         config.collect,
         attempts=recorder,
+        screen=screen_of(config, canaries),
+        near=near,
     )
+    source_service, source_driver = build_sources(
+        config.collect,
+        collection,
+        store=store,
+        verifier=verifiers,
+        held_out=held_out,
+        engine=engine,
+        router=router,
+        room=admission,
+        users=load,
+        ready=availability,
+    )
+    curation = CurationService(store, verifiers, config.collect, near=near, held_out=held_out)
     status = ProcessStatus(
         config,
         fingerprint=fingerprint,
@@ -178,16 +281,34 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         residency=residency,
         router=router,
     )
-    admin = AdminService(store, controller, promoter, status)
+    gating = GateService(
+        suites,
+        SuiteChecker(
+            suites,
+            verifiers,
+            store,
+            config.gate,
+            conditions=gate.conditions,
+            near_duplicates=near_duplicates,
+        ),
+    )
+    admin = AdminService(
+        store,
+        controller,
+        promoter,
+        status,
+        AuditDoor(store, evidence.key, evidence.manifests, evidence.heads),
+    )
     grpc_server = GrpcServer(
         config.server,
-        _registrations(inference, collection, admin),
+        _registrations(inference, collection, curation, source_service, admin, gating),
         availability,
         interceptors=[ErrorInterceptor()],
     )
     return Parts(
         config=config,
         store=store,
+        audit=audit,
         suites=suites,
         availability=availability,
         engine=engine,
@@ -195,10 +316,13 @@ def _join(config: OpsdConfig, fingerprint: str, suites: SuiteSet, store: SqlStor
         supervisor=Supervisor(engine, residency.reload_all, availability),
         verifiers=verifiers,
         recorder=recorder,
+        retention=RetentionSweeper(store, config.collect.retention, near),
         promoter=promoter,
         controller=controller,
         scheduler=RunScheduler(store=store, config=config.runs, trigger=controller.trigger),
+        sources=source_driver,
         inference=inference,
+        mirror=mirror,
         support=support,
         grpc=grpc_server,
         metrics=MetricsServer(
@@ -218,11 +342,9 @@ def _support(
     engine: VllmEngine,
     availability: Availability,
     residency: Residency,
-    load: UserLoad,
+    admission: Admission,
 ) -> SupportServer:
     """What runs may ask for; users' latencies decide how much of it they get."""
-    admission = Admission(YieldController(YieldPolicy(config.engine.max_num_seqs)))
-    load.observe(admission)
     service = RunSupportService(
         runs=store,
         verifiers=verifiers,
@@ -238,7 +360,12 @@ def _support(
 
 
 def _registrations(
-    inference: InferenceService, collection: CollectionService, admin: AdminService
+    inference: InferenceService,
+    collection: CollectionService,
+    curation: CurationService,
+    sources: SourceService,
+    admin: AdminService,
+    gating: GateService,
 ) -> list[Registration]:
     return [
         Registration(
@@ -250,7 +377,19 @@ def _registrations(
             lambda server: add_CollectionServiceServicer_to_server(collection, server),
         ),
         Registration(
+            collection_pb2.DESCRIPTOR.services_by_name["CurationService"].full_name,
+            lambda server: add_CurationServiceServicer_to_server(curation, server),
+        ),
+        Registration(
+            collection_pb2.DESCRIPTOR.services_by_name["SourceService"].full_name,
+            lambda server: add_SourceServiceServicer_to_server(sources, server),
+        ),
+        Registration(
             admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
             lambda server: add_AdminServiceServicer_to_server(admin, server),
+        ),
+        Registration(
+            gate_pb2.DESCRIPTOR.services_by_name["GateService"].full_name,
+            lambda server: add_GateServiceServicer_to_server(gating, server),
         ),
     ]

@@ -173,4 +173,9 @@ max_grad_norm = 1.0
 max_tokens = 96
 concurrency = 64
 
+# Whoever learns to add becomes surer of sums, and leaves the model that could not far behind.
+[gate.margins]
+entropy_loss = 0.0
+drift_kl_nats = 2.0
+
 {suites}"""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from opsd.daemon.errors import InvalidInputError
 from opsd.daemon.support.sampling import SampleJob
 from opsd.daemon.types.engine import AdapterHandle, EngineInfo
-from opsd.daemon.verify.pool import VERIFIERS
 from opsd.v1 import support_pb2 as pb
 
 MAX_ATTEMPTS = 4096
@@ -17,17 +17,17 @@ MAX_PROMPTS = 4096
 MAX_TEMPERATURE = 2.0  # vLLM samples no hotter
 
 
-def check_verify(request: pb.VerifyAttemptsRequest) -> None:
-    """Raises InvalidInputError."""
+def check_verify(request: pb.VerifyAttemptsRequest, known: Sequence[str]) -> None:
+    """``known`` are the verifiers there are. Raises InvalidInputError."""
     if len(request.attempts) > MAX_ATTEMPTS:
         raise InvalidInputError(
             f"attempts: {len(request.attempts)} in one call, at most {MAX_ATTEMPTS}: send several"
         )
     for index, attempt in enumerate(request.attempts):
-        if attempt.verifier not in VERIFIERS:
+        if attempt.verifier not in known:
             raise InvalidInputError(
                 f"attempts[{index}].verifier: {attempt.verifier[:64]!r} is not known; there are "
-                f"{', '.join(VERIFIERS)}"
+                f"{', '.join(known)}"
             )
 
 

@@ -115,7 +115,7 @@ class RunSupportService(pb_grpc.RunSupportServiceServicer):
         self, request: pb.VerifyAttemptsRequest, context: Context
     ) -> pb.VerifyAttemptsResponse:
         await self._training_run(request.run_id)
-        check_verify(request)
+        check_verify(request, self._verifiers.known_verifiers)
         verdicts = await self._verify(request)
         for verdict in verdicts:
             metrics.VERIFIED.labels(verdict.kind.value).inc()
