@@ -83,17 +83,69 @@ def a_report() -> pb.GateReport:
         p_value=1e-40,
         margin=0.02,
         verdict=pb.GATE_VERDICT_PASS,
-        explanation="the interval lies above the margin",
+        explanation="arithmetic: the interval lies above the margin",
     )
     suite.strata.add(stratum="hard", n=200, incumbent_accuracy=0.09, candidate_accuracy=0.96)
+    check = pb.CheckReport(
+        name="length",
+        kind=pb.CHECK_KIND_RATIO,
+        against="base",
+        n=600,
+        reference=40.0,
+        candidate=30.0,
+        estimate=0.75,
+        ci_low=0.72,
+        ci_high=0.78,
+        low=0.5,
+        verdict=pb.GATE_VERDICT_PASS,
+        explanation="length: tokens an answer 40 → 30",
+    )
+    unjudged = pb.CheckReport(
+        name="markers", against="base", explanation="markers: there is nothing to lose"
+    )
+    sealed = pb.SuiteReport(
+        name="vault",
+        role=pb.SUITE_ROLE_GUARD,
+        confidence=0.95,
+        sealed=True,
+        verdict=pb.GATE_VERDICT_PASS,
+        explanation="vault (sealed): held",
+    )
     return pb.GateReport(
+        checks=[check, unjudged],
         run_id=RUN_ID,
         candidate=ADAPTER,
         incumbent="base",
         verdict=pb.GATE_VERDICT_PASS,
         explanation="every suite passed",
-        suites=[suite],
+        suites=[suite, sealed],
     )
+
+
+def a_canary() -> pb.Canary:
+    canary = pb.Canary(
+        adapter=ADAPTER,
+        end="running",
+        step=1,
+        steps=[0.05, 0.25, 1.0],
+        mode="auto",
+        alpha=0.05,
+        e_value=1.5,
+        step_requests=120,
+        reason="120 of 200 requests",
+    )
+    canary.metrics.add(
+        name="engine_error",
+        canary_n=118,
+        incumbent_n=2300,
+        canary_mean=0.01,
+        incumbent_mean=0.012,
+        harm_e_value=0.9,
+        safe_e_value=12.0,
+        margin=0.02,
+        must_prove=True,
+    )
+    return canary
 
 
 @dataclass
@@ -110,6 +162,7 @@ class FakeDaemon(
     watch: list[list[pb.Run] | grpc.StatusCode] = field(default_factory=list)
     adapter: pb.Adapter = field(default_factory=an_adapter)
     stored: dict[str, cpb.PairInput] = field(default_factory=dict)
+    why: str = "because"  # of what is not verified
     status_of: Callable[[cpb.PairInput], cpb.PairStatus.ValueType] = lambda pair: (
         cpb.PAIR_STATUS_VERIFIED
     )
@@ -117,9 +170,18 @@ class FakeDaemon(
     audited: list[AuditedAttempt] = field(default_factory=list)
     num_pairs: int = 3
     mixed: bool = False
+    replays: bool = True
     on_trigger: Callable[[Any], pb.Run] | None = None
     runs: dict[str, pb.Run] = field(default_factory=dict)  # what GetRun and WatchRun know, if any
     reports: dict[str, pb.GateReport] = field(default_factory=dict)
+    exported: list[pb.AuditBatch] = field(default_factory=list)
+    progress: list[pb.AuditProgress] = field(default_factory=list)
+    head: pb.AuditHead = field(default_factory=pb.AuditHead)
+    keys: pb.SigningKeys = field(default_factory=pb.SigningKeys)
+    pieces: list[pb.FilePiece] = field(default_factory=list)
+    pending: list[pb.PendingCandidate] = field(default_factory=list)
+    canary: pb.Canary = field(default_factory=a_canary)
+    approvals: tuple[int, int] = (1, 1)
 
     def _note(self, name: str, request: Any, context: grpc.ServicerContext) -> None:
         self.calls.append((name, request))
@@ -215,7 +277,9 @@ class FakeDaemon(
 
     def ApproveAdapter(self, request: Any, context: Any) -> pb.AdapterChange:
         self._note("ApproveAdapter", request, context)
-        return self._change(request)
+        change = self._change(request)
+        change.approvals, change.approvals_required = self.approvals
+        return change
 
     def RejectAdapter(self, request: Any, context: Any) -> pb.AdapterChange:
         self._note("RejectAdapter", request, context)
@@ -225,6 +289,18 @@ class FakeDaemon(
         self._note("Rollback", request, context)
         return self._change(request)
 
+    def ListPending(self, request: Any, context: Any) -> pb.ListPendingResponse:
+        self._note("ListPending", request, context)
+        return pb.ListPendingResponse(candidates=self.pending)
+
+    def GetCanary(self, request: Any, context: Any) -> pb.Canary:
+        self._note("GetCanary", request, context)
+        return self.canary
+
+    def AdvanceCanary(self, request: Any, context: Any) -> pb.AdapterChange:
+        self._note("AdvanceCanary", request, context)
+        return self._change(request)
+
     def GetGate(self, request: Any, context: Any) -> pb.GateReport:
         self._note("GetGate", request, context)
         if self.runs:
@@ -232,6 +308,29 @@ class FakeDaemon(
                 self._abort(context, grpc.StatusCode.NOT_FOUND, "no gate report")
             return self.reports[request.id]
         return a_report()
+
+    def ReplayGate(self, request: Any, context: Any) -> pb.ReplayGateResponse:
+        self._note("ReplayGate", request, context)
+        return pb.ReplayGateResponse(
+            identical=self.replays,
+            inputs_intact=True,
+            message="" if self.replays else "the inputs give fail, the stored report says pass",
+            replayed=a_report(),
+            rules_version=2,
+            inputs=b"{}" if request.with_inputs else b"",
+        )
+
+    def GetLedger(self, request: Any, context: Any) -> pb.Ledger:
+        self._note("GetLedger", request, context)
+        line = pb.LedgerLine(
+            run_id=RUN_ID,
+            suite="arithmetic",
+            role=pb.SUITE_ROLE_TARGET,
+            gate_number=2,
+            alpha=0.0076,
+            alpha_total=0.05,
+        )
+        return pb.Ledger(lines=[line])
 
     def ListAudit(self, request: Any, context: Any) -> pb.ListAuditResponse:
         self._note("ListAudit", request, context)
@@ -265,7 +364,7 @@ class FakeDaemon(
                 id=pair.id,
                 status=status,
                 already_stored=known == pair,
-                message="" if status == cpb.PAIR_STATUS_VERIFIED else "because",
+                message="" if status == cpb.PAIR_STATUS_VERIFIED else self.why,
             )
 
     def ListPairs(self, request: Any, context: Any) -> cpb.ListPairsResponse:
@@ -283,6 +382,28 @@ class FakeDaemon(
         self._note("GetPair", request, context)
         pair = cpb.PairInput(id=request.id, prompt="2+2", solution="four", verifier="exact")
         return cpb.Pair(input=pair, status=cpb.PAIR_STATUS_UNVERIFIED)
+
+    # --- evidence
+
+    def VerifyAudit(self, request: Any, context: Any) -> Iterator[pb.AuditProgress]:
+        self._note("VerifyAudit", request, context)
+        yield from self.progress
+
+    def ExportAudit(self, request: Any, context: Any) -> Iterator[pb.AuditBatch]:
+        self._note("ExportAudit", request, context)
+        yield from self.exported
+
+    def GetAuditHead(self, request: Any, context: Any) -> pb.AuditHead:
+        self._note("GetAuditHead", request, context)
+        return self.head
+
+    def GetSigningKeys(self, request: Any, context: Any) -> pb.SigningKeys:
+        self._note("GetSigningKeys", request, context)
+        return self.keys
+
+    def ExportAdapter(self, request: Any, context: Any) -> Iterator[pb.FilePiece]:
+        self._note("ExportAdapter", request, context)
+        yield from self.pieces
 
     # --- inference
 
@@ -338,7 +459,7 @@ def opsd(
     monkeypatch.setattr("time.sleep", lambda seconds: None)
 
     def command(*arguments: str, stdin: bytes = b"", address: str = daemon.address) -> Result:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(stdin))))
         capsys.readouterr()
         code = run(["--address", address, *arguments])
         captured = capsys.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -242,7 +243,7 @@ def test_a_decision_needs_a_reason(opsd: Any, daemon: Any, command: tuple[str, .
 def test_a_terminal_is_asked_unless_told_yes(
     opsd: Any, daemon: Any, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], call: str
 ) -> None:
-    monkeypatch.setattr("opsd.daemon.cli.adapters.is_terminal", lambda: True)
+    monkeypatch.setattr("opsd.daemon.cli.decisions.is_terminal", lambda: True)
     declined = opsd("adapters", *command, "--reason", "r", stdin=b"n\n")
     assert declined.code == Exit.ERROR
     assert "declined: nothing has changed" in declined.err
@@ -253,6 +254,19 @@ def test_a_terminal_is_asked_unless_told_yes(
     assert daemon.fake.last(call).reason == "again"
 
 
+def test_a_canary_that_begins_is_not_said_to_serve(opsd: Any, daemon: Any) -> None:
+    daemon.fake.adapter.state = pb.ADAPTER_STATE_CANARY
+    result = opsd("adapters", "approve", ADAPTER, "--reason", "r")
+    assert f"{ADAPTER} is its canary: `opsd adapters canary status`" in result.out + result.err
+
+
+def test_rollback_to_base_names_no_adapter(opsd: Any, daemon: Any) -> None:
+    daemon.fake.adapter.Clear()
+    result = opsd("adapters", "rollback", "--reason", "r")
+    assert result.code == 0
+    assert "now" not in result.out
+
+
 @pytest.mark.parametrize("id", ["opsd-01", RUN_ID[:8]])
 def test_gate_show_by_prefix(opsd: Any, daemon: Any, id: str) -> None:
     result = opsd("gate", "show", id)
@@ -261,11 +275,49 @@ def test_gate_show_by_prefix(opsd: Any, daemon: Any, id: str) -> None:
     assert "PASS" in result.out
     assert "95 %: [+39.0, +47.0]" in result.out
     assert "arithmetic: the interval lies above the margin" in result.out
-    assert "only by the incumbent 12, only by the candidate 270; margin 2.0 %" in result.out
+    assert "only by the incumbent 12, only by the candidate 270; margin 2 points" in result.out
     assert "hard" in result.out
-    assert "+87.0 %" in result.out
+    assert "+87.0" in result.out
     found = opsd("gate", "show", id, "-o", "json").json
     assert found["suites"][0]["verdict"] == "GATE_VERDICT_PASS"
+
+
+def test_gate_show_has_the_checks(opsd: Any) -> None:
+    out = opsd("gate", "show", "opsd-01").out
+    assert "[×0.72, ×0.78]" in out
+    assert "×0.50" in out
+
+
+def test_gate_show_says_why_a_check_was_not_passed(opsd: Any) -> None:
+    out = opsd("gate", "show", "opsd-01").out
+    assert "not judged" in out
+    assert "markers: there is nothing to lose" in out
+    assert "length: tokens an answer" not in out
+
+
+def test_gate_show_has_no_numbers_of_a_sealed_suite(opsd: Any) -> None:
+    lines = opsd("gate", "show", "opsd-01").out.splitlines()
+    (row,) = (line for line in lines if line.startswith("vault  "))
+    assert row.split() == ["vault", "guard", "sealed", "-", "-", "-", "-", "-", "pass"]
+
+
+def test_gate_replay_says_whether_it_is_the_same(opsd: Any, daemon: Any, tmp_path: Path) -> None:
+    file = tmp_path / "inputs.json"
+    same = opsd("gate", "replay", RUN_ID[:8], "--save", str(file))
+    assert (same.code, file.read_bytes()) == (0, b"{}")
+    assert "byte for byte" in same.out
+    assert daemon.fake.last("ReplayGate").id == RUN_ID
+    daemon.fake.replays = False
+    other = opsd("gate", "replay", RUN_ID[:8])
+    assert other.code == 7
+    assert "the inputs give fail, the stored report says pass" in other.out
+    assert not daemon.fake.last("ReplayGate").with_inputs
+
+
+def test_gate_ledger(opsd: Any) -> None:
+    out = opsd("gate", "ledger").out
+    assert "0.0076 of 0.05" in out
+    assert opsd("gate", "ledger", "-o", "json").json["lines"][0]["gate_number"] == 2
 
 
 def test_audit_list(opsd: Any) -> None:

@@ -24,9 +24,12 @@ ANSWER = {
 @pytest.fixture
 def answer(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the trainer says; a test may change it. "status" and "stderr" are the process's own."""
-    said: dict[str, Any] = {"status": 0, "stderr": "", **ANSWER}
+    said: dict[str, Any] = {"status": 0, "stderr": "", "sandbox_problem": "", **ANSWER}
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        if command[1:] == ["-m", "opsd.daemon.verify.doctor"]:
+            answer = json.dumps({"sandbox_problem": said["sandbox_problem"]})
+            return subprocess.CompletedProcess(command, 0, answer, "")
         assert command[1:] == ["-m", "opsd.trainer.doctor"]
         return subprocess.CompletedProcess(
             command, said["status"], json.dumps(said), said["stderr"]
@@ -54,6 +57,14 @@ def test_plain_pytorch_is_said_with_its_reason(opsd: Any, answer: dict[str, Any]
     assert result.json["trainer"]["loss"] == {"cpu": "torch"}
     assert "plain PyTorch" in result.err
     assert "make setup" in result.err
+
+
+def test_a_missing_sandbox_is_said_with_its_fix(opsd: Any, answer: dict[str, Any]) -> None:
+    answer["sandbox_problem"] = "bubblewrap is not there: apt-get install bubblewrap"
+    result = opsd("doctor")
+    assert result.code == Exit.NEGATIVE_OUTCOME
+    assert "the python verifier does not run: bubblewrap is not there" in result.err
+    assert "sandbox       none" in result.out
 
 
 def test_a_trainer_that_does_not_start_is_an_error(opsd: Any, answer: dict[str, Any]) -> None:

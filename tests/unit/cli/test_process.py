@@ -168,6 +168,17 @@ def fake_exec(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return ran
 
 
+def test_serve_is_told_who_rolls_back_what_is_damaged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from opsd.daemon.cli.main import run
+
+    ran = fake_exec(monkeypatch)
+    with pytest.raises(Replaced):
+        run(["--actor", "ann", "serve", "--roll-back", "the disk"])
+    assert ran[0][-4:] == ["--roll-back", "the disk", "--actor", "ann"]
+
+
 def test_the_reference_page_is_up_to_date() -> None:
     page = (ROOT / "docs/reference/cli.md").read_text()
     assert page == reference.render(), "run python -m opsd.daemon.cli.reference (see its docstring)"

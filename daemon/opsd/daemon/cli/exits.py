@@ -32,7 +32,7 @@ MEANING = {
     Exit.REFUSED: "the thing's state, or what this caller may do, does not allow it",
     Exit.INVALID_INPUT: "malformed input: configuration, JSON lines, prompt, parameters",
     Exit.NEGATIVE_OUTCOME: "it worked, but the outcome is negative: run failed, cancelled or "
-    "rejected, gate not passed, pair refused or unverified",
+    "rejected, gate not passed, pair refused or unverified, log or adapter not as signed",
     Exit.TIMED_OUT: "no answer within `--timeout`",
     Exit.OVERLOADED: "the daemon is overloaded, or the message is too large for it",
     Exit.INTERRUPTED: "interrupted (Ctrl-C)",

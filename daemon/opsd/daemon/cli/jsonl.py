@@ -5,40 +5,52 @@ from __future__ import annotations
 import difflib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from opsd.daemon.cli.output import clean
+from opsd.daemon.types.ids import pair_id, problem_id
 
 if TYPE_CHECKING:
-    from opsd.v1.collection_pb2 import PairInput
+    from opsd.v1.collection_pb2 import (
+        PairInput,
+        ProblemInput,
+        SubmitPairsRequest,
+        SubmitProblemsRequest,
+    )
 
 MAX_LINE_BYTES = 8 << 20
-NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://opsd/pairs")
-"""Of the ids made from content."""
 
-_REQUIRED = ("prompt", "solution", "verifier", "reference")
-_KNOWN = ("id", *_REQUIRED, "source", "stratum")
+Item = TypeVar("Item")
+
+_PAIR = ("prompt", "solution", "verifier", "reference")
+_PROBLEM = ("prompt", "verifier")
+_LABELS = ("source", "stratum")
 
 
 class LineError(ValueError):
-    """A line that is no pair."""
+    """A line that does not hold what it should."""
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One line that is not blank: a pair, or what is wrong with it."""
+class Line(Generic[Item]):
+    """One line that is not blank: a request to send, or what is wrong with it."""
 
     number: int  # from 1
     end_byte: int  # offset of its end
-    pair: PairInput | None
+    item: Item | None  # None: ``error`` says why
     error: str = ""
+    raw: bytes = b""  # as it stands in the file; none of a line over the limit
 
 
-def read_lines(file: IO[bytes], *, default_source: str = "") -> Iterator[Line]:
-    """Every line that is not blank. A line over the limit is skipped, but for its error."""
-    number = offset = 0
+def read_lines(
+    file: IO[bytes], parse: Callable[[bytes], Item], *, number: int = 0, offset: int = 0
+) -> Iterator[Line[Item]]:
+    """Every line that is not blank. A line over the limit is skipped, but for its error.
+
+    ``number`` and ``offset`` are those of what was read before, where the file is there already.
+    """
     while raw := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         offset += len(raw)
@@ -54,9 +66,11 @@ def read_lines(file: IO[bytes], *, default_source: str = "") -> Iterator[Line]:
         if not raw.strip():
             continue
         try:
-            yield Line(number, offset, parse_pair(raw, default_source))
+            item = parse(raw)
         except LineError as error:
-            yield Line(number, offset, None, str(error))
+            yield Line(number, offset, None, str(error), raw)
+        else:
+            yield Line(number, offset, item, raw=raw)
 
 
 def parse_pair(raw: bytes, default_source: str = "") -> PairInput:
@@ -66,29 +80,75 @@ def parse_pair(raw: bytes, default_source: str = "") -> PairInput:
     """
     from opsd.v1.collection_pb2 import PairInput
 
-    fields = _object(raw)
+    fields = _texts(parse_object(raw), ("id", *_PAIR, *_LABELS))
+    _require(fields, "a pair", _PAIR)
+    if default_source:
+        fields.setdefault("source", default_source)
+    fields["id"] = canonical_id(fields.get("id", "")) or pair_id(*(fields[key] for key in _PAIR))
+    return PairInput(**fields)
+
+
+def pair_request(raw: bytes, default_source: str = "") -> SubmitPairsRequest:
+    """Raises LineError."""
+    from opsd.v1.collection_pb2 import SubmitPairsRequest
+
+    return SubmitPairsRequest(pair=parse_pair(raw, default_source))
+
+
+def problem_request(raw: bytes, default_source: str = "") -> SubmitProblemsRequest:
+    """Raises LineError."""
+    from opsd.v1.collection_pb2 import SubmitProblemsRequest
+
+    return SubmitProblemsRequest(problem=parse_problem(raw, default_source))
+
+
+def parse_problem(raw: bytes, default_source: str = "") -> ProblemInput:
+    """A line as a problem, whose reference may be missing; otherwise as ``parse_pair``."""
+    from opsd.v1.collection_pb2 import ProblemInput
+
+    found = parse_object(raw)
+    priority = found.pop("priority", 0)
+    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) >= 1 << 31:
+        raise LineError("priority: must be an integer, e.g. 0")
+    fields = _texts(found, ("id", *_PROBLEM, "reference", *_LABELS, "priority"))
+    _require(fields, "a problem", _PROBLEM)
+    if default_source:
+        fields.setdefault("source", default_source)
+    fields["id"] = canonical_id(fields.get("id", "")) or problem_id(
+        fields["prompt"], fields["verifier"], fields.get("reference", "")
+    )
+    return ProblemInput(**fields, priority=priority)
+
+
+def _texts(fields: dict[str, Any], known: tuple[str, ...]) -> dict[str, str]:
+    """Raises LineError for a name that is not known and a value that is no text."""
     for name in fields:
-        if name not in _KNOWN:
-            close = difflib.get_close_matches(name, _KNOWN, 1, 0.6)
-            fix = f"did you mean {close[0]}?" if close else f"known: {', '.join(_KNOWN)}"
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1, 0.6)
+            fix = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
             raise LineError(f"{clean(name)}: no such field; {fix}")
     for name, value in fields.items():
         if not isinstance(value, str):
             written = json.dumps(json.dumps(value, ensure_ascii=False), ensure_ascii=False)
             raise LineError(f"{name}: must be a string, e.g. {written[:60]}")
-        if any("\ud800" <= char <= "\udfff" for char in value):
-            raise LineError(f"{name}: holds half a surrogate pair, which is not Unicode text")
-    for name in _REQUIRED:
+        check_text(name, value)
+    return fields
+
+
+def check_text(name: str, value: str) -> None:
+    """Raises LineError for what no message can carry."""
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise LineError(f"{name}: holds half a surrogate pair, which is not Unicode text")
+
+
+def _require(fields: dict[str, str], thing: str, names: tuple[str, ...]) -> None:
+    for name in names:
         if not fields.get(name, "").strip():
             state = "is empty" if name in fields else "is missing"
-            raise LineError(f"{name}: {state}; a pair needs {', '.join(_REQUIRED)}")
-    if default_source:
-        fields.setdefault("source", default_source)
-    fields["id"] = _id(fields)
-    return PairInput(**fields)
+            raise LineError(f"{name}: {state}; {thing} needs {', '.join(names)}")
 
 
-def _object(raw: bytes) -> dict[str, Any]:
+def parse_object(raw: bytes) -> dict[str, Any]:
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
@@ -100,7 +160,7 @@ def _object(raw: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise LineError(f"not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
-        raise LineError("not a pair: nested too deeply") from error
+        raise LineError("nested too deeply") from error
     if not isinstance(value, dict):
         raise LineError('must be an object: {"prompt": …, "solution": …, …}')
     return value
@@ -115,11 +175,10 @@ def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _id(fields: dict[str, Any]) -> str:
-    given = fields.get("id", "")
+def canonical_id(given: str) -> str:
+    """Empty stays empty. Raises LineError."""
     if not given:
-        content = json.dumps([fields[name] for name in _REQUIRED], ensure_ascii=False)
-        return str(uuid.uuid5(NAMESPACE, content))
+        return ""
     try:
         return str(uuid.UUID(given))
     except ValueError as error:

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from opsd.daemon.cli import (
     adapters,
+    attempts,
     audit,
     completion,
     configuration,
@@ -21,9 +22,13 @@ from opsd.daemon.cli import (
     gate,
     generate,
     pairs,
+    problems,
     process,
+    public_keys,
     runs,
+    signed_adapters,
     status,
+    suites,
     version,
 )
 from opsd.daemon.cli.compare import command as compare
@@ -59,11 +64,16 @@ process.add_to(app)
 status.add_to(app)
 generate.add_to(app)
 app.add_typer(pairs.app, name="pairs")
+app.add_typer(problems.app, name="problems")
+app.add_typer(attempts.app, name="attempts")
 app.add_typer(runs.app, name="runs")
 compare.add_to(app)
+signed_adapters.add_to(adapters.app)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(gate.app, name="gate")
+app.add_typer(suites.app, name="suites")
 app.add_typer(audit.app, name="audit")
+app.add_typer(public_keys.app, name="keys")
 app.add_typer(configuration.app, name="config")
 doctor.add_to(app)
 completion.add_to(app)

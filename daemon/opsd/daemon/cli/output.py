@@ -74,6 +74,10 @@ def _drives_terminal(char: str) -> bool:
     return unicodedata.category(char) in ("Cc", "Cf") and char not in "\u200c\u200d"
 
 
+MESSAGE_CHARS = 600
+"""Of what the daemon says of one line: the fix is at its end, behind 400 of evidence."""
+
+
 def brief(text: str, limit: int = 60) -> str:
     """In one line, cut to a length."""
     line = clean(" ".join(text.split()))
@@ -135,8 +139,13 @@ def when(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def percent(fraction: float, *, signed: bool = False) -> str:
-    return f"{100 * fraction:{'+' if signed else ''}.1f} %"
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def points(fraction: float) -> str:
+    """A difference of two fractions in percentage points, without the unit."""
+    return f"{100 * fraction:+.1f}"
 
 
 def duration(seconds: float) -> str:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from enum import StrEnum
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opsd.daemon.cli import curate, transfer
 from opsd.daemon.cli.exits import CliError, Exit
-from opsd.daemon.cli.jsonl import Line, read_lines
+from opsd.daemon.cli.inputs import STDIN, open_input, progress
+from opsd.daemon.cli.jsonl import Line, pair_request, read_lines
 from opsd.daemon.cli.output import (
+    MESSAGE_CHARS,
     Output,
     OutputOption,
     brief,
     clean,
-    console,
     emit_json,
     print_fields,
     print_table,
@@ -28,10 +28,10 @@ from opsd.daemon.cli.output import (
 )
 from opsd.daemon.cli.paging import LimitOption, pages
 from opsd.daemon.cli.session import Session
-from opsd.daemon.cli.submit import Submitter
+from opsd.daemon.cli.submit import PAIRS, Submitter
 
 if TYPE_CHECKING:
-    from opsd.v1.collection_pb2 import ListPairsResponse, Pair, PairResult
+    from opsd.v1.collection_pb2 import ListPairsResponse, Pair, PairResult, SubmitPairsRequest
 
 app = typer.Typer(help="Problem-solution pairs.", no_args_is_help=True)
 
@@ -41,6 +41,8 @@ MAX_MESSAGES = 20
 class Status(StrEnum):
     VERIFIED = "verified"
     UNVERIFIED = "unverified"
+    QUARANTINED = "quarantined"
+    PURGED = "purged"
 
 
 @app.callback()
@@ -68,17 +70,18 @@ def submit(
     sent; from stdin each line is sent as it comes. With -o json each result is a line on stdout.
     """
     tally = _Tally(file, output)
-    if file != "-":
-        _check_whole(file, source)
-    with _open(file) as opened, _progress(file) as advance:
+    parse = partial(pair_request, default_source=source)
+    if file != STDIN:
+        _check_whole(file, parse)
+    with open_input(file) as opened, progress("submitting", opened.size_bytes) as advance:
 
-        def on_result(line: Line, result: PairResult) -> None:
+        def on_result(line: Line[SubmitPairsRequest], result: PairResult) -> None:
             tally.add(line, result)
-            advance(line.end_byte)
+            advance(opened.position())
 
-        lines = tally.valid(read_lines(opened, default_source=source))
+        lines = tally.valid(read_lines(opened.stream, parse))
         try:
-            Submitter(context.obj, lines, on_result, retries).run()
+            Submitter(context.obj, lines, on_result, retries, PAIRS).run()
         except BaseException:
             tally.close()
             raise
@@ -86,11 +89,11 @@ def submit(
     raise typer.Exit(tally.exit_code(allow_unverified))
 
 
-def _check_whole(file: str, source: str) -> None:
+def _check_whole(file: str, parse: Callable[[bytes], SubmitPairsRequest]) -> None:
     """Raises CliError that names every bad line, up to a limit."""
     bad = 0
-    with _open(file) as opened:
-        for line in read_lines(opened, default_source=source):
+    with open_input(file) as opened:
+        for line in read_lines(opened.stream, parse):
             if line.error:
                 bad += 1
                 if bad <= MAX_MESSAGES:
@@ -105,63 +108,29 @@ def _check_whole(file: str, source: str) -> None:
         )
 
 
-@contextmanager
-def _open(file: str) -> Iterator[IO[bytes]]:
-    if file == "-":
-        yield sys.stdin.buffer
-        return
-    with ExitStack() as stack:
-        try:
-            opened = stack.enter_context(Path(file).open("rb"))
-        except FileNotFoundError as error:
-            raise CliError(f"{file}: no such file", code=Exit.NOT_FOUND) from error
-        except OSError as error:
-            raise CliError(f"{file}: {error.strerror}") from error
-        yield opened
-
-
-@contextmanager
-def _progress(file: str) -> Iterator[Callable[[int], None]]:
-    """A bar over the file's bytes, on a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda end_byte: None
-        return
-    from rich.progress import Progress
-
-    total = None if file == "-" else Path(file).stat().st_size
-    done = 0
-    with Progress(console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task("submitting", total=total)
-
-        def advance(end_byte: int) -> None:
-            nonlocal done
-            done = max(done, end_byte)
-            bar.update(task, completed=done)
-
-        yield advance
-
-
 class _Tally:
     """Counts results and speaks of those that need a person."""
 
     def __init__(self, file: str, output: Output) -> None:
-        self._file = "stdin" if file == "-" else file
+        self._file = "stdin" if file == STDIN else file
         self._output = output
         self._counts: dict[str, int] = {}
         self._already = 0
         self._malformed = 0
         self._messages = 0
 
-    def valid(self, lines: Iterator[Line]) -> Iterator[Line]:
+    def valid(
+        self, lines: Iterator[Line[SubmitPairsRequest]]
+    ) -> Iterator[Line[SubmitPairsRequest]]:
         """The lines that are pairs; the others are counted and named."""
         for line in lines:
-            if line.pair is not None:
+            if line.item is not None:
                 yield line
             else:
                 self._malformed += 1
                 self._say(line.number, f"not sent: {line.error}")
 
-    def add(self, line: Line, result: PairResult) -> None:
+    def add(self, line: Line[SubmitPairsRequest], result: PairResult) -> None:
         from opsd.daemon.cli.words import pair_status
 
         status = pair_status(result.status) or "unspecified"
@@ -171,7 +140,7 @@ class _Tally:
             emit_json(to_dict(result) | {"line": line.number}, line=True)
         if status not in ("verified", "duplicate"):
             why = result.message or result.verdict.evidence
-            self._say(line.number, f"{status}: {brief(why, 200)}" if why else status)
+            self._say(line.number, f"{status}: {brief(why, MESSAGE_CHARS)}" if why else status)
 
     def _say(self, number: int, message: str) -> None:
         self._messages += 1
@@ -201,15 +170,20 @@ class _Tally:
         return Exit.OK if set(self._counts) <= good else Exit.NEGATIVE_OUTCOME
 
 
+transfer.add_to(app)
+
+
 @app.command("list")
 def list_(
     context: typer.Context,
     status: Annotated[Status | None, typer.Option(help="Only these.")] = None,
     source: Annotated[str, typer.Option(help="Only of this source.")] = "",
+    submitter: Annotated[str, typer.Option(help="Only of this submitter.")] = "",
+    origin: Annotated[str, typer.Option(help="Only of this origin, e.g. self_play.")] = "",
     limit: LimitOption = 50,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """List stored pairs, newest first."""
+    """List stored pairs, newest first; purged ones only when asked for."""
     from opsd.daemon.cli.words import pair_status
     from opsd.v1 import collection_pb2 as pb
 
@@ -221,7 +195,12 @@ def list_(
 
         def fetch(size: int, token: str) -> ListPairsResponse:
             request = pb.ListPairsRequest(
-                page_size=size, page_token=token, status=wanted, source=source
+                page_size=size,
+                page_token=token,
+                status=wanted,
+                source=source,
+                submitter=submitter,
+                origin=origin,
             )
             response = client.call(client.collection.ListPairs, request)
             totals.append(response.total)
@@ -234,14 +213,15 @@ def list_(
         emit_json({"pairs": [to_dict(pair) for pair in found], "total": totals[0]})
         return
     print_table(
-        ("id", "status", "verifier", "source", "stratum", "created", "prompt"),
+        ("id", "status", "verifier", "origin", "submitter", "source", "created", "prompt"),
         (
             (
                 pair.input.id,
                 pair_status(pair.status),
                 pair.input.verifier,
-                pair.input.source or "-",
-                pair.input.stratum or "-",
+                pair.origin or "-",
+                brief(pair.submitter, 24) or "-",
+                brief(pair.input.source, 24) or "-",
                 when(pair.created_unix_s),
                 brief(pair.input.prompt),
             )
@@ -274,6 +254,8 @@ def show(
             ("id", pair.input.id),
             ("status", pair_status(pair.status)),
             ("verdict", f"{pair_verdict(verdict.kind)} by {verdict.verifier}: {verdict.evidence}"),
+            ("quarantine", pair.quarantine_reason),
+            ("origin", pair.origin),
             ("submitter", pair.submitter),
             ("created", when(pair.created_unix_s)),
             ("source", pair.input.source),
@@ -284,3 +266,6 @@ def show(
             ("solution", clean(pair.input.solution, keep_lines=True)),
         ]
     )
+
+
+curate.add_to(app)

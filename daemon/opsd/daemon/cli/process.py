@@ -29,6 +29,13 @@ def add_to(app: typer.Typer) -> None:
 def serve(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="As `opsd --config`.")] = None,
+    roll_back: Annotated[
+        str,
+        typer.Option(
+            metavar="REASON",
+            help="Should the files of what serves be damaged, roll back, for this reason.",
+        ),
+    ] = "",
 ) -> None:
     """Run the daemon in the foreground, until SIGTERM or Ctrl-C."""
     from opsd.daemon.config.load import find_config
@@ -41,7 +48,10 @@ def serve(
             hint=f"make one with `opsd config init {path}`",
             code=Exit.NOT_FOUND,
         )
-    _become("opsd.daemon.app", [] if path is None else ["--config", str(path)])
+    arguments = [] if path is None else ["--config", str(path)]
+    if roll_back:
+        arguments += ["--roll-back", roll_back, "--actor", session.actor]
+    _become("opsd.daemon.app", arguments)
 
 
 def demo(context: typer.Context) -> None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import grpc
 
     from opsd.v1.admin_pb2_grpc import AdminServiceStub
-    from opsd.v1.collection_pb2_grpc import CollectionServiceStub
+    from opsd.v1.collection_pb2_grpc import CollectionServiceStub, SourceServiceStub
+    from opsd.v1.gate_pb2_grpc import GateServiceStub
     from opsd.v1.inference_pb2_grpc import InferenceServiceStub
 
 T = TypeVar("T")
@@ -71,6 +72,18 @@ class Client:
         from opsd.v1.collection_pb2_grpc import CollectionServiceStub
 
         return CollectionServiceStub(self.channel)
+
+    @property
+    def gate(self) -> GateServiceStub:
+        from opsd.v1.gate_pb2_grpc import GateServiceStub
+
+        return GateServiceStub(self.channel)
+
+    @property
+    def sources(self) -> SourceServiceStub:
+        from opsd.v1.collection_pb2_grpc import SourceServiceStub
+
+        return SourceServiceStub(self.channel)
 
     @property
     def inference(self) -> InferenceServiceStub:

@@ -1,4 +1,4 @@
-"""Sending pairs so that each is acknowledged once, whatever the connection does."""
+"""Sending a stream so that each request is acknowledged once, whatever the connection does."""
 
 from __future__ import annotations
 
@@ -7,43 +7,85 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from opsd.daemon.cli.exits import CliError, Exit
 from opsd.daemon.cli.jsonl import Line
 from opsd.daemon.cli.output import say
-from opsd.daemon.cli.session import Session
+from opsd.daemon.cli.session import Client, Session
 
 if TYPE_CHECKING:
-    from opsd.v1.collection_pb2 import PairResult, SubmitPairsRequest
+    from opsd.v1.collection_pb2 import (
+        AnswerResult,
+        OutcomeResult,
+        PairResult,
+        ProblemResult,
+        SubmitAnswerRequest,
+        SubmitOutcomeRequest,
+        SubmitPairsRequest,
+        SubmitProblemsRequest,
+    )
 
-WINDOW = 256  # pairs sent and not acknowledged: bounds memory, and what a retry sends again
+WINDOW = 256  # items sent and not acknowledged: bounds memory, and what a retry sends again
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 10.0
 _STALE_CHECK_S = 0.5
 
-OnResult = Callable[[Line, "PairResult"], None]
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Call(Generic[Request, Result]):
+    """A call that takes a stream of requests and answers each, in order."""
+
+    method: Callable[[Client], Callable[..., Any]]
+    request_id: Callable[[Request], str]
+    result_id: Callable[[Result], str]
+
+
+PAIRS: Call[SubmitPairsRequest, PairResult] = Call(
+    lambda client: client.collection.SubmitPairsAcked,
+    lambda request: request.pair.id,
+    lambda result: result.id,
+)
+PROBLEMS: Call[SubmitProblemsRequest, ProblemResult] = Call(
+    lambda client: client.sources.SubmitProblems,
+    lambda request: request.problem.id,
+    lambda result: result.id,
+)
+ANSWERS: Call[SubmitAnswerRequest, AnswerResult] = Call(
+    lambda client: client.sources.SubmitAnswers,
+    lambda request: request.attempt_id,
+    lambda result: result.attempt_id,
+)
+OUTCOMES: Call[SubmitOutcomeRequest, OutcomeResult] = Call(
+    lambda client: client.sources.SubmitOutcomes,
+    lambda request: request.attempt_id,
+    lambda result: result.attempt_id,
+)
 
 
 @dataclass
-class Submitter:
-    """Sends the pairs of ``lines`` and hands each result to ``on_result``.
+class Submitter(Generic[Request, Result]):
+    """Sends the requests of ``lines`` and hands each result to ``on_result``.
 
-    A pair counts as done when the daemon acknowledged it. After a lost connection the pairs that
-    were not are sent again under the same ids, so none is stored twice.
+    A request counts as done when the daemon acknowledged it. After a lost connection those that
+    were not are sent again under the same ids, so nothing is stored twice.
     """
 
     session: Session
-    lines: Iterator[Line]
-    on_result: OnResult
+    lines: Iterator[Line[Request]]
+    on_result: Callable[[Line[Request], Result], None]
     retries: int
-    _unacknowledged: OrderedDict[str, deque[Line]] = field(default_factory=OrderedDict)
+    call: Call[Request, Result]
+    _unacknowledged: OrderedDict[str, deque[Line[Request]]] = field(default_factory=OrderedDict)
     _num_unacknowledged: int = 0
     _exhausted: bool = False
     _failure: BaseException | None = None
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _reading: threading.Lock = field(default_factory=threading.Lock)
-    _handed_back: deque[Line] = field(default_factory=deque)
+    _handed_back: deque[Line[Request]] = field(default_factory=deque)
     _generation: int = 0
 
     def run(self) -> None:
@@ -53,7 +95,7 @@ class Submitter:
             try:
                 if self._attempt():
                     failures = 0
-                lost = CliError("the daemon ended the stream with pairs unacknowledged")
+                lost = CliError("the daemon ended the stream with items unacknowledged")
             except _LostError as error:
                 failures = 0 if error.progressed else failures
                 lost = error.cause
@@ -79,7 +121,7 @@ class Submitter:
             generation = self._generation
         try:
             with self.session.connect() as client:
-                call = client.collection.SubmitPairsAcked(
+                call = self.call.method(client)(
                     self._requests(generation),
                     timeout=self.session.timeout_s,
                     metadata=self.session.metadata,
@@ -97,20 +139,18 @@ class Submitter:
             raise _LostError(error, progressed) from error
         return progressed
 
-    def _requests(self, generation: int) -> Iterator[SubmitPairsRequest]:
+    def _requests(self, generation: int) -> Iterator[Request]:
         """Runs in gRPC's thread: what a lost stream left over, then new lines in the window."""
-        from opsd.v1.collection_pb2 import SubmitPairsRequest
-
         with self._changed:
             again = [line for lines in self._unacknowledged.values() for line in lines]
         for line in again:
             if not self._is_current(generation):
                 return
-            yield SubmitPairsRequest(pair=line.pair)
+            yield _item(line)
         while (line_ := self._next_line(generation)) is not None:
-            yield SubmitPairsRequest(pair=line_.pair)
+            yield _item(line_)
 
-    def _next_line(self, generation: int) -> Line | None:
+    def _next_line(self, generation: int) -> Line[Request] | None:
         with self._changed:
             while self._num_unacknowledged >= WINDOW and self._generation == generation:
                 self._changed.wait(_STALE_CHECK_S)
@@ -124,12 +164,12 @@ class Submitter:
                     # The stream was lost meanwhile; its successor waits for this line.
                     self._handed_back.append(line)
                     return None
-                assert line.pair is not None, "lines with errors are kept back by the caller"
-                self._unacknowledged.setdefault(line.pair.id, deque()).append(line)
+                key = self.call.request_id(_item(line))
+                self._unacknowledged.setdefault(key, deque()).append(line)
                 self._num_unacknowledged += 1
                 return line
 
-    def _read(self, generation: int) -> Line | None:
+    def _read(self, generation: int) -> Line[Request] | None:
         if self._handed_back:
             return self._handed_back.popleft()
         if self._generation != generation or self._exhausted:
@@ -144,14 +184,15 @@ class Submitter:
             self._exhausted = True
         return line
 
-    def _acknowledge(self, result: PairResult) -> None:
+    def _acknowledge(self, result: Result) -> None:
+        key = self.call.result_id(result)
         with self._changed:
-            waiting = self._unacknowledged.get(result.id)
+            waiting = self._unacknowledged.get(key)
             if not waiting:
                 return  # a line that was sent again was answered for twice
             line = waiting.popleft()
             if not waiting:
-                del self._unacknowledged[result.id]
+                del self._unacknowledged[key]
             self._num_unacknowledged -= 1
             self._changed.notify_all()
         self.on_result(line, result)
@@ -170,6 +211,11 @@ class Submitter:
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
+
+
+def _item(line: Line[Request]) -> Request:
+    assert line.item is not None, "lines with errors are kept back by the caller"
+    return line.item
 
 
 class _LostError(Exception):
