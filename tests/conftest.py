@@ -14,12 +14,36 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 
+# No test asserts times: a busy machine is no failure.
+hypothesis.settings.register_profile("opsd", deadline=None)
+hypothesis.settings.load_profile("opsd")
+
 START_TIMEOUT_S = 60
 UNPRIVILEGED = "nobody"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How tests are dealt to several processes (pytest-xdist): file by file, but whatever may start
+    an engine to one process, from the beginning on. Two engines would fight for memory and cores,
+    and the session's engine is made once.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneEngine(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            kind = Path(file).parts[1]
+            return "engine" if kind in ("e2e", "integration", "gpu") else file
+
+    config.option.loadscopereorder = False  # the folders' order is right: e2e comes first
+    return OneEngine(config, log)
 
 
 @dataclass(frozen=True)

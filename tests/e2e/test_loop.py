@@ -76,9 +76,9 @@ def test_whole_loop_and_a_kill_while_the_promoted_adapter_serves(
         "adapters", "approve", name, "--reason", "third", "--yes", "--override-inconclusive"
     )
     assert (forward["incumbent"], int(forward["epoch"])) == (name, 3)
-    actions = [entry["action"] for entry in daemon.json("audit", "list")["entries"]]
-    assert actions[0] == actions[2]
-    assert len(actions) >= 4
+    entries = daemon.json("audit", "list")["entries"]
+    changes = [entry["action"] for entry in entries if entry["action"].startswith("adapter.")]
+    assert changes == ["adapter.promote", "adapter.rollback", "adapter.promote"]
     assert daemon.stop() == 0
     assert not (daemon.directory / "state" / "daemon.json").exists()
 

@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -88,8 +88,8 @@ class PassingGate:
 
 
 class NothingHeldOut:
-    def held_out_keys(self, keys: Sequence[str]) -> set[str]:
-        return set()
+    def is_held_out(self, prompt: str) -> str | None:
+        return None
 
 
 def launcher(fake: str) -> TorchrunLauncher:

@@ -12,6 +12,7 @@ import pytest
 from opsd.daemon.store.failpoints import VARIABLE
 from opsd.daemon.store.sql import SqlStore, open_store
 from opsd.daemon.types.adapters import Adapter, AdapterState
+from opsd.daemon.types.approval import VotePolicy
 from opsd.daemon.types.runs import Run, RunState, TriggerKind
 
 CALLS = {
@@ -20,7 +21,14 @@ CALLS = {
     "rollback": "s.rollback(expected_epoch={epoch}, actor='a', reason='r')",
     "reject": "s.reject({name!r}, actor='a', reason='r')",
 }
-PROGRAM = "from opsd.daemon.store.sql import open_store\ns = open_store({url!r})\n{call}\n"
+VOTES = {
+    # The last vote of two decides: the vote and the promotion are one transaction.
+    "promote": "s.vote_to_approve({name!r}, actor='ben', reason='r', override=False, "
+    "verdict='pass', policy=VotePolicy(2), expected_epoch=0, canary_plan=None)",
+    "reject": "s.vote_to_reject({name!r}, actor='ben', reason='r', verdict='pass')",
+}
+PROGRAM = "from opsd.daemon.types.approval import VotePolicy\n"
+PROGRAM += "from opsd.daemon.store.sql import open_store\ns = open_store({url!r})\n{call}\n"
 
 
 def add_candidate(store: SqlStore) -> Adapter:
@@ -93,4 +101,40 @@ def test_a_kill_leaves_old_or_new(store_url: str, verb: str, when: str) -> None:
         }
         assert store.get_run(other.run_id).state is expected[verb]
         assert len(store.list_audit(limit=99).items) == 4
+    store.close()
+
+
+@pytest.mark.parametrize("verb", VOTES)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_leaves_the_vote_with_what_it_decides_or_neither(
+    store_url: str, verb: str, when: str
+) -> None:
+    store = open_store(store_url)
+    candidate = add_candidate(store)
+    store.vote_to_approve(
+        candidate.name,
+        actor="ana",
+        reason="r",
+        override=False,
+        verdict="pass",
+        policy=VotePolicy(2),
+        expected_epoch=0,
+        canary_plan=None,
+    )
+    store.close()
+    call = VOTES[verb].format(name=candidate.name)
+    killed = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(url=store_url, call=call)],
+        env=dict(environ) | {VARIABLE: f"{verb}-{when}-commit"},
+        check=False,
+    )
+    assert killed.returncode == -9
+    store = open_store(store_url)
+    state = store.get_adapter(candidate.name).state
+    voters = [vote.actor for vote in store.list_votes(candidate.name)]
+    if when == "before":
+        assert (state, voters) == (AdapterState.CANDIDATE, ["ana"])
+    else:
+        decided = {"promote": AdapterState.INCUMBENT, "reject": AdapterState.REJECTED}
+        assert (state, voters) == (decided[verb], ["ana", "ben"])
     store.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import AsyncIterator, Callable
@@ -14,14 +13,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import pytest_asyncio
-import torch
-from safetensors.torch import save_file
+from random_adapters import write_random_adapter
 
 from opsd.daemon.config.schema import EngineConfig, ModelConfig
 from opsd.daemon.serve.vllm_engine import VllmEngine
 from opsd.daemon.types.engine import AdapterHandle
 
-LORA_RANK = 8
 MakeAdapter = Callable[[int], AdapterHandle]
 
 
@@ -39,44 +36,6 @@ def make_adapter(micro_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
         return made[seed]
 
     return make
-
-
-def write_random_adapter(model_dir: Path, path: Path, seed: int) -> None:
-    config = json.loads((model_dir / "config.json").read_text())
-    hidden, ffn = config["hidden_size"], config["intermediate_size"]
-    queries = config["num_attention_heads"] * config["head_dim"]
-    keys = config["num_key_value_heads"] * config["head_dim"]
-    shapes = {
-        "self_attn.q_proj": (hidden, queries),
-        "self_attn.k_proj": (hidden, keys),
-        "self_attn.v_proj": (hidden, keys),
-        "self_attn.o_proj": (queries, hidden),
-        "mlp.gate_proj": (hidden, ffn),
-        "mlp.up_proj": (hidden, ffn),
-        "mlp.down_proj": (ffn, hidden),
-    }
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for layer in range(config["num_hidden_layers"]):
-        for name, (num_in, num_out) in shapes.items():
-            key = f"base_model.model.model.layers.{layer}.{name}"
-            a_RI = torch.randn(LORA_RANK, num_in, generator=generator) * 0.3
-            b_OR = torch.randn(num_out, LORA_RANK, generator=generator) * 0.3
-            tensors[f"{key}.lora_A.weight"] = a_RI
-            tensors[f"{key}.lora_B.weight"] = b_OR
-    save_file(tensors, path / "adapter_model.safetensors")
-    (path / "adapter_config.json").write_text(
-        json.dumps(
-            {
-                "peft_type": "LORA",
-                "task_type": "CAUSAL_LM",
-                "r": LORA_RANK,
-                "lora_alpha": LORA_RANK,
-                "bias": "none",
-                "target_modules": sorted(name.split(".")[1] for name in shapes),
-            }
-        )
-    )
 
 
 @pytest.fixture(scope="session")

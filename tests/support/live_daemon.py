@@ -97,8 +97,8 @@ class LiveDaemon:
         found: dict[str, Any] = json.loads((self.directory / "state" / "daemon.json").read_text())
         return found
 
-    def start(self) -> None:
-        self.launch()
+    def start(self, *options: str) -> None:
+        self.launch(*options)
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._ready():
             assert self.process is not None
@@ -106,11 +106,11 @@ class LiveDaemon:
                 pytest.fail(f"the daemon is not ready:\n{self.log[-6000:]}")
             time.sleep(0.1)
 
-    def launch(self) -> None:
+    def launch(self, *options: str) -> None:
         """Starts it without waiting."""
         with (self.directory / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "opsd.daemon.app", "--config", "opsd.toml"],
+                [sys.executable, "-m", "opsd.daemon.app", "--config", "opsd.toml", *options],
                 cwd=self.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
