@@ -18,6 +18,9 @@ export CXX
 endif
 # Extra arguments: make demo ARGS="--seed 7", make test ARGS="-k gate".
 ARGS ?=
+# Processes that run tests; those with an engine stay in one. Threads that spin while they wait for
+# each other's turn would cost more than they bring.
+JOBS ?= 2
 
 .PHONY: help setup demo test check lint types imports native proto bench lock clean
 
@@ -34,8 +37,8 @@ $(BIN)/opsd:
 demo: | $(BIN)/opsd ## Run the whole loop for real on this machine [ARGS="--seed 7"]
 	@$(BIN)/opsd demo $(ARGS)
 
-test: | $(BIN)/opsd ## Run the tests [ARGS="-k gate"]
-	@$(BIN)/python -m pytest $(ARGS)
+test: | $(BIN)/opsd ## Run the tests [ARGS="-k gate"] [JOBS=2]
+	@$(if $(filter-out 0 1,$(JOBS)),OMP_NUM_THREADS=1) $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
 check: lint types imports native test ## Everything CI checks: lint, types, imports, native, test
 

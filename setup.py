@@ -97,6 +97,23 @@ class Build(build):
     # Before build_py, which lists the modules that exist.
     sub_commands: ClassVar = [("build_proto", None), *build.sub_commands]
 
+    def run(self) -> None:
+        super().run()
+        # A wheel has no repository to ask; the audit log names the commit that it was built from.
+        commit = git_commit()
+        if commit:
+            target = Path(self.build_lib) / "opsd" / "daemon" / "commit.txt"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(commit + "\n")
+
+
+def git_commit() -> str:
+    """Of this checkout; "" for an unpacked source distribution, or without git."""
+    if not (HERE / ".git").exists() or shutil.which("git") is None:
+        return ""
+    asked = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
 
 def wants_cuda() -> bool:
     """CUDA operators are built against a CUDA torch where a compiler is at hand.

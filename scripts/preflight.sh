@@ -151,6 +151,8 @@ if [[ -z $postgres ]]; then
   note "PostgreSQL's server programs (initdb, postgres) are not there; the tests that run on PostgreSQL need them: apt-get install postgresql"
 fi
 
+have bwrap || note "bubblewrap (bwrap) is not there; the python verifier runs code in its sandboxes and refuses without it: apt-get install bubblewrap"
+
 if ((problems)); then
   printf 'preflight: %d problem(s); nothing was downloaded or changed\n' "$problems" >&2
   exit 1
