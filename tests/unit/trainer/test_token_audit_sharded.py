@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from google.protobuf import json_format
-from torch.multiprocessing.spawn import spawn
+from tests.unit.trainer.ranks import on_ranks
 
 from opsd.trainer.loss import VocabShard, clipped_kl
 from opsd.trainer.token_audit import AuditedSequence, TokenAudit, TokenSignals
@@ -41,11 +41,10 @@ def line(path: Path | None, rows: slice, shard: VocabShard | None) -> None:
     audit.write(0)
 
 
-def worker(rank: int, sizes: list[int], folder: str) -> None:
+def worker(sizes: list[int], folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(sizes)
-    )
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     shard = VocabShard.over(None, sizes[rank], torch.device("cpu"))
     rows = slice(shard.start, shard.start + shard.size)
     line(Path(folder) / "sharded.jsonl" if rank == 1 else None, rows, shard)
@@ -55,7 +54,7 @@ def worker(rank: int, sizes: list[int], folder: str) -> None:
 def test_ranks_say_what_one_says(tmp_path: Path) -> None:
     line(tmp_path / "whole.jsonl", slice(None), None)
     sizes = [3, 34]  # the first has fewer rows than alternatives are asked for
-    spawn(worker, (sizes, str(tmp_path)), nprocs=len(sizes))
+    on_ranks(len(sizes), worker, sizes, str(tmp_path))
     sharded, whole = (
         json_format.Parse((tmp_path / name).read_text(), token_audit_pb2.AuditedAttempt())
         for name in ("sharded.jsonl", "whole.jsonl")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.unit.trainer.ranks import on_ranks
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from opsd.trainer.errors import LossArgumentError
 from opsd.trainer.loss import VocabShard, clipped_kl, clipped_kl_from_logits, native
@@ -101,11 +101,10 @@ def messages(shard: VocabShard, last: bool) -> dict[str, str]:
     return said
 
 
-def worker(rank: int, sizes: list[int], folder: str) -> None:
+def worker(sizes: list[int], folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(sizes)
-    )
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     shard = VocabShard.over(None, sizes[rank], torch.device("cpu"))
     assert (shard.start, shard.num_vocab) == (sum(sizes[:rank]), VOCAB)
     rows = slice(shard.start, shard.start + shard.size)
@@ -119,7 +118,7 @@ def worker(rank: int, sizes: list[int], folder: str) -> None:
 
 @pytest.mark.parametrize("sizes", [[20, 17], [3, 33, 1]], ids=["two ranks", "three ranks"])
 def test_ranks_agree_with_one(sizes: list[int], tmp_path: Path) -> None:
-    spawn(worker, (sizes, str(tmp_path)), nprocs=len(sizes))
+    on_ranks(len(sizes), worker, sizes, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(sizes))]
     for which, implementation in enumerate(IMPLEMENTATIONS):
         for number, case in enumerate(CASES):
@@ -137,7 +136,7 @@ def test_ranks_agree_with_one(sizes: list[int], tmp_path: Path) -> None:
 
 
 def test_a_nan_on_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
-    spawn(worker, ([20, 17], str(tmp_path)), nprocs=2)
+    on_ranks(2, worker, [20, 17], str(tmp_path))
     first, last = (torch.load(tmp_path / f"{rank}.pt")[1] for rank in range(2))
     assert "lm_head_weight[0, 0]" in last["weight"]
     assert "lm_head_weight[16, 0]" in last["support"]
