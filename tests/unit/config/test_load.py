@@ -85,7 +85,11 @@ FILE_ERRORS = [
         "[[gate.suites]]\nname='a'\npath='p'\nrole='guard'\nsealed=true\n",
         "suite 'a' is sealed without a budget: set budget to the number of gates",
     ),
-    ("[gate]\nsamples = 4\n", "gate.samples is 4, but gate.temperature is 0"),
+    ("[gate]\nsamples = 4\n", "F:2: gate.samples: is 4, but gate.temperature is 0"),
+    (
+        "[promotion]\napprovals_required = 2\nauto_promote_passes = true\n",
+        "F:3: promotion.auto_promote_passes: approves without people",
+    ),
     (
         "[[gate.suites]]\nname='a'\npath='p'\nrole='guard'\nsamples=2\n",
         "samples of suite 'a' is 2, but gate.temperature is 0",

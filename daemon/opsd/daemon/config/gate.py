@@ -144,7 +144,7 @@ class GateConfig(Section):
         if self.temperature > 0.0:
             return self
         for name, samples in (
-            ("gate.samples", self.samples),
+            ("gate.samples:", self.samples),
             *((f"samples of suite {suite.name!r}", suite.samples) for suite in self.suites),
         ):
             if samples > 1:

@@ -204,6 +204,8 @@ def _validate(
         for item in error.errors(include_url=False):
             path = tuple(item["loc"])
             problem = schema_problem(path, item)
+            if problem.key != dotted(path):
+                path = tuple(problem.key.split("."))
             named = [] if path else _keys_named_in(problem.message, origins)
             where = named[0] if named else _place(path, origins)
             problems.append(Problem(problem.key, where, problem.message, problem.fix))

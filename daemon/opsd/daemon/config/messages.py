@@ -30,7 +30,10 @@ def schema_problem(path: KeyPath, item: Mapping[str, Any]) -> Problem:
         allowed = f" ({key.allowed})" if key is not None else ""
         return Problem(name, "", "is missing", f"add {path[-1]} = …{allowed}")
     if kind == "value_error":
-        # Our own validators say what and how by themselves.
+        # Our own validators say what and how by themselves, and a section's which of its keys.
+        named, colon, message = str(item["ctx"]["error"]).partition(": ")
+        if colon and named in all_keys():
+            return Problem(named, "", message)
         return Problem(name, "", str(item["ctx"]["error"]))
     value = item["input"]
     if key is None:
