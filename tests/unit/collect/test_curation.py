@@ -12,7 +12,7 @@ from uuid import uuid4
 import grpc
 import pytest
 
-from opsd.daemon.collect.overlap import OverlapReport, quarantine_overlaps
+from opsd.daemon.collect.overlap import find_overlaps, quarantine_overlaps
 from opsd.daemon.config.collect import CollectConfig, QuotaConfig
 from opsd.daemon.types.adapters import Adapter, AdapterState
 from opsd.daemon.types.pairs import PairStatus
@@ -304,15 +304,11 @@ async def test_a_new_suites_problems_go_into_quarantine(
     for pair in pairs:
         await send(running, pair)
     _, adapter = trained(running, tmp_path, [pairs[1].id], RunState.REJECTED)
-    rounds: list[int] = []
-
-    def stop() -> bool:
-        return len(rounds) == 1
-
-    def note(report: OverlapReport) -> None:
-        rounds.append(report.last_seq)
-
-    first = quarantine_overlaps(running.store, Matcher(), "op", should_stop=stop, on_progress=note)
+    seen = find_overlaps(running.store, Matcher())
+    assert (seen.num_scanned, seen.by_how, seen.num_known) == (6, {"recased": 2}, 0)
+    assert running.store.get_pair(pairs[4].id).status is PairStatus.VERIFIED
+    asked = iter([False, True])
+    first = quarantine_overlaps(running.store, Matcher(), "op", should_stop=lambda: next(asked))
     assert (first.num_scanned, first.num_quarantined, first.is_complete) == (2, 1, False)
     assert (first.adapters, len(first.trained_run_ids)) == ([adapter], 1)
     rest = quarantine_overlaps(running.store, Matcher(), "op", after_seq=first.last_seq)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from opsd.daemon.collect import overlap
 from opsd.daemon.collect.hygiene import near
 from opsd.daemon.collect.hygiene.canary import CanaryPlan, CanaryScanner
 from opsd.daemon.collect.hygiene.contamination import HeldOutIndex, HeldOutMatch, Renumbered
 from opsd.daemon.collect.hygiene.control_tokens import read_control_tokens
 from opsd.daemon.collect.hygiene.screen import Screen
 from opsd.daemon.collect.hygiene.scrub import load_scrubber
-from opsd.daemon.collect.overlap import quarantine_overlaps
 from opsd.daemon.collect.ports import CurationStore
 from opsd.daemon.config.schema import OpsdConfig
 from opsd.daemon.errors import ConfigError
@@ -81,17 +81,26 @@ class PairOverlap:
         self._store = store
         self._renumbered = dict(renumbered or {})
 
+    def find_overlaps(self, suite: str, items: Sequence[SuiteItem]) -> OverlapReport:
+        return _report(overlap.find_overlaps(self._store, self._index(suite, items)))
+
     def quarantine_overlaps(
         self, suite: str, items: Sequence[SuiteItem], actor: str
     ) -> OverlapReport:
-        index = HeldOutIndex({suite: items}, self._renumbered)
-        found = quarantine_overlaps(self._store, index, actor)
-        exact = found.by_how.get("exact", 0)
-        return OverlapReport(
-            num_exact=exact,
-            num_near=sum(found.by_how.values()) - exact,
-            pair_ids=tuple(example.pair_id for example in found.examples),
-        )
+        return _report(overlap.quarantine_overlaps(self._store, self._index(suite, items), actor))
+
+    def _index(self, suite: str, items: Sequence[SuiteItem]) -> HeldOutIndex:
+        return HeldOutIndex({suite: items}, self._renumbered)
+
+
+def _report(found: overlap.OverlapReport) -> OverlapReport:
+    exact = found.by_how.get("exact", 0)
+    return OverlapReport(
+        num_exact=exact,
+        num_near=sum(found.by_how.values()) - exact,
+        num_known=found.num_known,
+        pair_ids=tuple(example.pair_id for example in found.examples),
+    )
 
 
 class Canaries:

@@ -196,7 +196,8 @@ def check(
 ) -> None:
     """Say what difference a suite can detect at its size, and what is wrong with it.
 
-    A file is checked as `add` would, and not kept; role and margins are asked for files only.
+    A file is checked as `add` would, the stored pairs that overlap it are counted, and nothing is
+    kept or changed; role and margins are asked for files only.
     """
     from opsd.v1 import gate_pb2 as pb
 

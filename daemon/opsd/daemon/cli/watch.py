@@ -103,7 +103,7 @@ def _say_next(run: Run) -> None:
     if run.state == pb.RUN_STATE_AWAITING_APPROVAL:
         name = clean(run.candidate)
         say(
-            f"it waits for you: `opsd gate show {name}`, then "
+            f"it waits for approval, by people or by a policy: `opsd gate show {name}`, then "
             f"`opsd adapters approve {name} --reason …` or `reject`"
         )
 

@@ -1,8 +1,8 @@
-"""Stored pairs that a new suite holds: found, and put into quarantine."""
+"""Stored pairs that a suite holds: found, and put into quarantine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from opsd.daemon.collect.curation import CHANGED
@@ -40,30 +40,23 @@ class OverlapReport:
     is_complete: bool = False
 
 
-def quarantine_overlaps(
+def find_overlaps(
     store: CurationStore,
     matcher: Matcher,
-    actor: str,
     *,
     after_seq: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[OverlapReport], None] = lambda report: None,
+    on_batch: Callable[[OverlapReport, Mapping[str, list[str]]], None] = lambda report, held: None,
 ) -> OverlapReport:
-    """Looks at every stored pair from ``after_seq`` on and quarantines those whose prompt a suite
-    holds. Blocks; looks at ``should_stop`` after every batch.
-
-    Pairs are read in batches, and only those that overlap are written: whoever adds pairs is not
-    kept waiting. Done twice, or gone on with from ``last_seq``, it comes to the same. Pairs that
-    are added while it runs must be held back by the intake's own check: give the new suite to that
-    one first. Its audit entries name the pairs, the runs and the adapters.
-    """
+    """Looks at every stored pair from ``after_seq`` on; changes none of them. Blocks; looks at
+    ``should_stop`` after every batch. ``on_batch`` is given the ids that each suite holds."""
     report = OverlapReport(last_seq=after_seq)
     while not should_stop():
         batch = store.scan_pairs(after_seq=report.last_seq, limit=SCAN_BATCH)
         if not batch:
             report.is_complete = True
             break
-        found: dict[str, list[str]] = {}
+        held: dict[str, list[str]] = {}
         for seq, pair in batch:
             report.num_scanned += 1
             report.last_seq = seq
@@ -77,12 +70,35 @@ def quarantine_overlaps(
                         pair.input.id, match.suite, match.item_id, str(match.how), match.evidence
                     )
                 )
-            found.setdefault(match.suite, []).append(pair.input.id)
+            held.setdefault(match.suite, []).append(pair.input.id)
             report.num_known += pair.status is PairStatus.QUARANTINED
-        for suite, ids in sorted(found.items()):
-            _quarantine(store, suite, ids, actor, report)
-        on_progress(report)
+        on_batch(report, held)
     return report
+
+
+def quarantine_overlaps(
+    store: CurationStore,
+    matcher: Matcher,
+    actor: str,
+    *,
+    after_seq: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> OverlapReport:
+    """Puts every stored pair from ``after_seq`` on whose prompt a suite holds into quarantine.
+
+    Pairs are read in batches, and only those that overlap are written: whoever adds pairs is not
+    kept waiting. Done twice, or gone on with from ``last_seq``, it comes to the same. Pairs that
+    are added while it runs must be held back by the intake's own check: give the new suite to that
+    one first. Its audit entries name the pairs, the runs and the adapters.
+    """
+
+    def take(report: OverlapReport, held: Mapping[str, list[str]]) -> None:
+        for suite, ids in sorted(held.items()):
+            _quarantine(store, suite, ids, actor, report)
+
+    return find_overlaps(
+        store, matcher, after_seq=after_seq, should_stop=should_stop, on_batch=take
+    )
 
 
 def _quarantine(

@@ -18,7 +18,7 @@ from opsd.daemon.gate.rules import GateRules
 from opsd.daemon.gate.suites import Suite
 from opsd.daemon.types.gate import SuiteRole
 from opsd.daemon.types.pairs import SuiteItem, Verdict, VerdictKind
-from opsd.daemon.types.suites import SuiteSettings
+from opsd.daemon.types.suites import OverlapReport, SuiteSettings
 
 ASSUMED_DISCORDANCE = 0.2
 """Of two adapters of one family on problems of mixed difficulty: an assumption, and said to be."""
@@ -128,7 +128,9 @@ class SuiteChecker:
                 f"{num_trained} of its problems were trained on by an earlier run: it would "
                 "measure memory"
             )
-        return await self._check(draft, options, errors=errors, is_draft=True)
+        found = await self._check(draft, options, errors=errors, is_draft=True)
+        overlap = await asyncio.to_thread(self._registry.overlaps, draft)
+        return replace(found, warnings=(*found.warnings, *_overlap_warnings(overlap)))
 
     async def _check(
         self, suite: Suite, options: CheckOptions, *, errors: list[str], is_draft: bool
@@ -341,6 +343,15 @@ def _strata_warnings(
         yield (
             f"{len(weak)} of {len(strata)} strata are too small to rule out a loss of "
             f"{100 * limit:.3g} points 4 times in 5{_named(named, is_open)}"
+        )
+
+
+def _overlap_warnings(found: OverlapReport) -> Iterator[str]:
+    total = found.num_exact + found.num_near
+    if total > found.num_known:
+        yield (
+            f"{total} stored pairs overlap it ({found.num_exact} exactly, {found.num_near} nearly; "
+            f"{found.num_known} are in quarantine): adding it puts the rest there"
         )
 
 

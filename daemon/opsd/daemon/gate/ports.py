@@ -56,9 +56,12 @@ class EvaluationStore(AnswerStore, Protocol):
 class TrainingOverlap(Protocol):
     """The stored pairs, as a new suite sees them."""
 
+    def find_overlaps(self, suite: str, items: Sequence[SuiteItem]) -> OverlapReport:
+        """Every stored pair whose problem is, or nearly is, one of the items. Blocks."""
+        ...
+
     def quarantine_overlaps(
         self, suite: str, items: Sequence[SuiteItem], actor: str
     ) -> OverlapReport:
-        """Puts every stored pair whose problem is, or nearly is, one of the items where it is never
-        trained on. Blocks."""
+        """Puts what ``find_overlaps`` finds where it is never trained on. Blocks."""
         ...

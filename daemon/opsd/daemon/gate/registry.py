@@ -249,6 +249,12 @@ class SuiteRegistry:
         """How many of its problems stand in some run's snapshot."""
         return len(self._store.trained_prompt_keys(sorted(set(suite.prompt_keys()))))
 
+    def overlaps(self, suite: Suite) -> OverlapReport:
+        """The stored pairs that ``add`` would put into quarantine for it."""
+        if self._overlap is None:
+            return OverlapReport()
+        return self._overlap.find_overlaps(suite.name, suite.items)
+
     def _register(self, configured: Sequence[Suite]) -> None:
         """The store has a row for every version of a configured suite too: its uses hang on it."""
         names = {suite.name for suite in configured}

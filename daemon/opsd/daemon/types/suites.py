@@ -74,10 +74,11 @@ class QueryUse:
 
 @dataclass(frozen=True, slots=True)
 class OverlapReport:
-    """Stored pairs that overlap a suite's items and were put into quarantine."""
+    """Stored pairs that overlap a suite's items."""
 
     num_exact: int = 0
     num_near: int = 0
+    num_known: int = 0  # of both, those that had been in quarantine before
     pair_ids: tuple[str, ...] = ()  # some of them
 
 
