@@ -166,9 +166,12 @@ def test_a_vocabulary_of_today(vocab: int, dtype: torch.dtype, implementation: s
         )
         exact = student.detach().double().requires_grad_()
         want = plain(exact, teacher.double(), weight.double(), clip=clip, c=c)
-        tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+        # The gradient is a float32 product over the vocabulary: how a processor's BLAS adds it up
+        # decides how much of sqrt(V) roundings is left of it.
+        roundings = math.sqrt(vocab) * 2**-24
+        tolerance, of_gradient = (1e-5, 2 * roundings) if dtype == torch.float32 else (1e-2, 1e-2)
         assert relative(got.loss, want.detach()) <= tolerance
-        assert relative(gradient_of(got.loss, student), gradient_of(want, exact)) <= tolerance
+        assert relative(gradient_of(got.loss, student), gradient_of(want, exact)) <= of_gradient
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
