@@ -30,9 +30,8 @@ UNPRIVILEGED = "nobody"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """How tests are dealt to several processes (pytest-xdist): file by file, but whatever may start
-    an engine to one process, from the beginning on. Two engines would fight for memory and cores,
-    and the session's engine is made once.
+    """How tests are dealt to several processes (pytest-xdist): file by file, but those that may use
+    the session's engine to one process, which makes it once.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -40,9 +39,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             kind = Path(file).parts[1]
-            return "engine" if kind in ("e2e", "integration", "gpu") else file
+            return "engine" if kind in ("integration", "gpu") else file
 
-    config.option.loadscopereorder = False  # the folders' order is right: e2e comes first
+    # The folders' order is right: e2e comes first, each file of it with daemons of its own.
+    config.option.loadscopereorder = False
     return OneEngine(config, log)
 
 
