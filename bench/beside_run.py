@@ -22,12 +22,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import grpc
-import torch
 from prometheus_client import REGISTRY
-from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from random_adapters import LORA_RANK, write_random_adapter
 
 from beside_rounds import METRICS, Load, Seen, comparison, completions, rate
 from opsd.daemon.adapters.files import content_digest, model_fingerprint
@@ -52,7 +54,6 @@ from opsd.daemon.verify.pool import VerifierPool
 from opsd.v1 import inference_pb2, inference_pb2_grpc, support_pb2, support_pb2_grpc
 
 RUN_ID = "00000000-0000-4000-8000-000000000000"
-RANK: Final = 8
 _NUM_PROMPTS = 64
 _ATTEMPT_TOKENS = 128
 _ANSWER_TOKENS = 64
@@ -203,14 +204,14 @@ async def daemon(model: str, scratch: Path) -> AsyncIterator[Doors]:
     """An engine that serves users with an adapter, and runs what they leave."""
     engine = VllmEngine(
         ModelConfig(path=model, dtype="float32"),
-        EngineConfig(max_num_seqs=_MAX_SEQS, max_lora_rank=RANK, kv_cache_mib=256),
+        EngineConfig(max_num_seqs=_MAX_SEQS, max_lora_rank=LORA_RANK, kv_cache_mib=256),
     )
     await engine.start()
     availability, router, load = Availability(), Router(), UserLoad()
     availability.set(ServingState.READY)
     residency = Residency(engine, router)
     incumbent = AdapterHandle("opsd-incumbent", 1, str(scratch / "incumbent"))
-    write_adapter(Path(model), scratch / "incumbent", seed=1)
+    random_adapter(Path(model), scratch / "incumbent", seed=1)
     await residency.ensure(incumbent, "incumbent")
     router.swap(RoutingSnapshot(incumbent))
     admission = Admission(YieldController(YieldPolicy(_MAX_SEQS)))
@@ -226,7 +227,7 @@ async def daemon(model: str, scratch: Path) -> AsyncIterator[Doors]:
             readiness=availability,
             students=Students(
                 residency,
-                ServedModel(Path(model), model_fingerprint(Path(model)), RANK),
+                ServedModel(Path(model), model_fingerprint(Path(model)), LORA_RANK),
                 scratch / "students",
             ),
             admission=admission,
@@ -273,7 +274,7 @@ async def measure(model: str, loads: list[Load], pairs: int) -> dict[str, Any]:
 
 async def load_student(doors: Doors, model: Path) -> str:
     path = doors.run_dir / "student"
-    write_adapter(model, path, seed=2)
+    random_adapter(model, path, seed=2)
     async with grpc.aio.insecure_channel(doors.support_address) as channel:
         stub: Any = support_pb2_grpc.RunSupportServiceStub(channel)
         request = support_pb2.LoadStudentRequest(
@@ -336,34 +337,6 @@ def sampled_tokens() -> float:
     return REGISTRY.get_sample_value("opsd_run_sampler_tokens_total") or 0.0
 
 
-def write_adapter(model: Path, path: Path, seed: int) -> None:
-    """A random LoRA adapter on the seven projections."""
-    config = json.loads((model / "config.json").read_text())
-    hidden, ffn = config["hidden_size"], config["intermediate_size"]
-    queries = config["num_attention_heads"] * config["head_dim"]
-    keys = config["num_key_value_heads"] * config["head_dim"]
-    shapes = {
-        "self_attn.q_proj": (hidden, queries),
-        "self_attn.k_proj": (hidden, keys),
-        "self_attn.v_proj": (hidden, keys),
-        "self_attn.o_proj": (queries, hidden),
-        "mlp.gate_proj": (hidden, ffn),
-        "mlp.up_proj": (hidden, ffn),
-        "mlp.down_proj": (ffn, hidden),
-    }
-    draw = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for layer in range(config["num_hidden_layers"]):
-        for name, (num_in, num_out) in shapes.items():
-            key = f"base_model.model.model.layers.{layer}.{name}"
-            tensors[f"{key}.lora_A.weight"] = torch.randn(RANK, num_in, generator=draw) * 0.1
-            tensors[f"{key}.lora_B.weight"] = torch.randn(num_out, RANK, generator=draw) * 0.1
+def random_adapter(model: Path, path: Path, seed: int) -> None:
     path.mkdir()
-    save_file(tensors, path / "adapter_model.safetensors")
-    settings = {
-        "peft_type": "LORA",
-        "r": RANK,
-        "lora_alpha": RANK,
-        "target_modules": sorted(name.split(".")[1] for name in shapes),
-    }
-    (path / "adapter_config.json").write_text(json.dumps(settings))
+    write_random_adapter(model, path, seed, std=0.1)

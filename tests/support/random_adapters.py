@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors.torch import save_file
 
-LORA_RANK = 8
+LORA_RANK: Final = 8
 
 
-def write_random_adapter(model_dir: Path, path: Path, seed: int) -> None:
+def write_random_adapter(model_dir: Path, path: Path, seed: int, std: float = 0.3) -> None:
+    """All seven projections of a Qwen3, both factors drawn with ``std``, into a directory."""
     config = json.loads((model_dir / "config.json").read_text())
     hidden, ffn = config["hidden_size"], config["intermediate_size"]
     queries = config["num_attention_heads"] * config["head_dim"]
@@ -30,8 +32,8 @@ def write_random_adapter(model_dir: Path, path: Path, seed: int) -> None:
     for layer in range(config["num_hidden_layers"]):
         for name, (num_in, num_out) in shapes.items():
             key = f"base_model.model.model.layers.{layer}.{name}"
-            a_RI = torch.randn(LORA_RANK, num_in, generator=generator) * 0.3
-            b_OR = torch.randn(num_out, LORA_RANK, generator=generator) * 0.3
+            a_RI = torch.randn(LORA_RANK, num_in, generator=generator) * std
+            b_OR = torch.randn(num_out, LORA_RANK, generator=generator) * std
             tensors[f"{key}.lora_A.weight"] = a_RI
             tensors[f"{key}.lora_B.weight"] = b_OR
     save_file(tensors, path / "adapter_model.safetensors")
