@@ -1,21 +1,17 @@
-"""Operators' programs, remote services, users' own verifiers; and that none holds up another."""
+"""Operators' programs and users' own verifiers; and that none holds up another."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import socket
 import sys
-from collections.abc import AsyncIterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
 
-from opsd.daemon.config.verify import CommandConfig, RemoteConfig, VerifyConfig
+from opsd.daemon.config.verify import CommandConfig, VerifyConfig
 from opsd.daemon.errors import ConfigError, NotReadyError, OverloadedError
 from opsd.daemon.types.pairs import VerdictKind
 from opsd.daemon.verify import sandbox as sandbox_module
@@ -24,10 +20,7 @@ from opsd.daemon.verify.pool import VerifierPool
 from opsd.daemon.verify.protocol import Isolation
 from opsd.daemon.verify.reference_checker import ReferenceChecker
 from opsd.daemon.verify.registry import Registry, build_registry
-from opsd.daemon.verify.remote import RemoteRunner
 from opsd.daemon.verify.sandbox import Sandbox
-from opsd.v1 import verifier_pb2 as pb
-from opsd.v1 import verifier_pb2_grpc as pb_grpc
 
 PASS, FAIL, ERROR = VerdictKind.PASS, VerdictKind.FAIL, VerdictKind.ERROR
 
@@ -138,110 +131,6 @@ async def test_a_script_whose_interpreter_is_not_in_the_sandbox_is_refused(
     assert problem("#!/usr/bin/env python3", within=None) == ""
     assert problem(f"#!{sandbox_module.PYTHON} -I") == ""
     assert problem("\x7fELF") == ""
-
-
-# --- remote services
-
-
-class Service(pb_grpc.VerifierServiceServicer):
-    def __init__(self) -> None:
-        self.calls = 0
-        self.unavailable = 0
-        self.code: grpc.StatusCode | None = None
-        self.silent = False
-
-    async def Verify(self, request: pb.VerifyRequest, context: Any) -> pb.VerifyResponse:
-        self.calls += 1
-        if self.silent:
-            await asyncio.sleep(600)
-        if self.calls <= self.unavailable:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
-        if self.code is not None:
-            await context.abort(self.code, "no")
-        same = request.text == request.reference
-        outcome = pb.VERIFY_OUTCOME_PASS if same else pb.VERIFY_OUTCOME_FAIL
-        if request.text == "?":
-            outcome = pb.VERIFY_OUTCOME_UNSPECIFIED
-        return pb.VerifyResponse(outcome=outcome, evidence=f"{request.verifier} " + "x" * 1000)
-
-
-class Remote:
-    def __init__(self, service: Service, runner: RemoteRunner) -> None:
-        self.service, self.runner = service, runner
-
-
-@pytest.fixture
-async def remote() -> AsyncIterator[Remote]:
-    server = grpc.aio.server()
-    service = Service()
-    pb_grpc.add_VerifierServiceServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    config = RemoteConfig(name="lean", address=f"127.0.0.1:{port}", timeout_s=5.0)
-    runner = RemoteRunner("grpc:lean", config)
-    yield Remote(service, runner)
-    await runner.close()
-    await server.stop(None)
-
-
-async def test_a_service_decides(remote: Remote) -> None:
-    kind, evidence = await remote.runner.run("a", "a")
-    assert (kind, evidence[:6], len(evidence)) == (PASS, "lean x", 400)
-    assert (await remote.runner.run("a", "b\ud800"))[0] is FAIL
-    assert (await remote.runner.run("a", "?"))[0] is ERROR
-
-
-async def test_only_unavailable_is_tried_again(remote: Remote) -> None:
-    remote.service.unavailable = 2
-    assert (await remote.runner.run("a", "a"))[0] is PASS
-    assert remote.service.calls == 3
-    remote.service.calls, remote.service.unavailable = 0, 99
-    kind, evidence = await remote.runner.run("a", "a")
-    assert (kind, remote.service.calls) == (ERROR, 3)
-    assert "UNAVAILABLE after 3 attempts: not yet" in evidence
-    remote.service.calls, remote.service.unavailable = 0, 0
-    remote.service.code = grpc.StatusCode.INTERNAL
-    kind, evidence = await remote.runner.run("a", "a")
-    assert (kind, remote.service.calls) == (ERROR, 1)
-    assert "INTERNAL: no" in evidence
-
-
-async def test_a_service_that_was_down_for_long_is_asked_as_soon_as_it_is_back() -> None:
-    # Its port is held by a socket that refuses connections until the service takes it.
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        held.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{held.getsockname()[1]}"
-        runner = RemoteRunner("grpc:lean", RemoteConfig(name="lean", address=address))
-        for _ in range(12):
-            assert (await runner.run("a", "a"))[0] is ERROR
-        server = grpc.aio.server()
-        pb_grpc.add_VerifierServiceServicer_to_server(Service(), server)
-        server.add_insecure_port(address)
-        await server.start()
-        verdict = await runner.run("a", "a")
-        await runner.close()
-        await server.stop(None)
-    assert verdict[0] is PASS, verdict
-
-
-async def test_a_silent_service_does_not_outlast_the_limit(remote: Remote) -> None:
-    remote.service.silent = True
-    config = remote.runner.config.model_copy(update={"timeout_s": 0.5})
-    runner = RemoteRunner("grpc:lean", config)
-    kind, evidence = await runner.run("a", "a")
-    assert kind is ERROR
-    assert "no verdict within 0.5 s" in evidence
-    await runner.close()
-
-
-async def test_tls_needs_its_files(tmp_path: Path) -> None:
-    config = RemoteConfig(
-        name="lean", address="127.0.0.1:1", transport="tls", ca_file=str(tmp_path / "ca.pem")
-    )
-    assert "ca.pem is not a file" in RemoteRunner("grpc:lean", config).problem
-    kind, evidence = await RemoteRunner("grpc:lean", config).run("a", "a")
-    assert (kind, "ca.pem" in evidence) == (ERROR, True)
 
 
 # --- users' own verifiers
