@@ -49,6 +49,7 @@ class Scenario:
     mirrored: float = 0.0
     callers: int = 0  # 0: each request is drawn for itself
     spread: float = 0.0  # of the callers' own failure rates, between 0 and this
+    noise: float = 0.6  # of latencies and lengths: sigma of the log-normal distribution
     counts_every_reply: bool = False  # as if a sticky caller were drawn anew for each request
 
 
@@ -57,6 +58,7 @@ SCENARIOS = [
     Scenario("no difference"),
     Scenario("no difference, 30 % mirrored", mirrored=0.3),
     Scenario("no difference, outages for everybody", incumbent=SAME, canary=SAME, requests=3001),
+    Scenario("no difference but 20 % slower, all replies alike", Arm(latency_s=2.4), noise=0.0),
     Scenario("no difference, 400 callers, each counted once", callers=400, spread=0.6),
     Scenario(
         "no difference, 40 callers, every reply counted (not what the daemon does)",
@@ -109,10 +111,10 @@ def run(scenario: Scenario, seed: int) -> Ended:
             arm = replace(arm, engine_error=0.5, latency_s=10.0)
         name = "" if caller < 0 or scenario.counts_every_reply else str(caller)
         assignment = Assignment(drawn, share, name, "c", draw.random() < scenario.mirrored)
-        reply = replied(arm, draw)
+        reply = replied(arm, draw, scenario.noise)
         known.replied(assignment, reply)
         if assignment.mirrored and not drawn:
-            known.mirrored(reply, replied(scenario.canary, draw))
+            known.mirrored(reply, replied(scenario.canary, draw, scenario.noise))
         if not reply.engine_error and draw.random() < scenario.verified:
             ok = draw.random() >= arm.outcome_failure
             known.outcome(ok, in_canary=drawn, share=share, caller=name)
@@ -123,14 +125,14 @@ def run(scenario: Scenario, seed: int) -> Ended:
     return Ended(0, safe, served)
 
 
-def replied(arm: Arm, draw: random.Random) -> Reply:
+def replied(arm: Arm, draw: random.Random, noise: float) -> Reply:
     if draw.random() < arm.engine_error:
         return Reply(engine_error=True)
     return Reply(
         engine_error=False,
         truncated=draw.random() < arm.truncated,
-        num_tokens=max(1, round(arm.num_tokens * draw.lognormvariate(0.0, 0.6))),
-        latency_s=arm.latency_s * draw.lognormvariate(0.0, 0.6),
+        num_tokens=max(1, round(arm.num_tokens * draw.lognormvariate(0.0, noise))),
+        latency_s=arm.latency_s * draw.lognormvariate(0.0, noise),
     )
 
 

@@ -107,7 +107,8 @@ async def test_too_few_requests_hold_it(bench: Bench) -> None:
 
 
 async def test_what_must_be_proven_holds_it(store: SqlStore) -> None:
-    bench = Bench(store, STEPS.model_copy(update={"compare": CompareConfig()}))
+    compare = CompareConfig(latency_factor=1.0)
+    bench = Bench(store, STEPS.model_copy(update={"compare": compare}))
     bench.candidate(A)
     await bench.promoter.approve(A, **WHO)
     ask_canary(bench, 6)

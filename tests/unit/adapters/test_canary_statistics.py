@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from random import Random
+
 import pytest
 
 from opsd.daemon.adapters import canary_statistics
@@ -52,6 +55,44 @@ def test_where_nothing_is_drawn_nothing_is_compared(share: float) -> None:
     known = CanaryStatistics(PLAN)
     known.replied(drawn(share == 1.0, share=share), OK)
     assert counts(known, Metric.LENGTH) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("slower", "longer", "factors", "harm"),
+    [
+        (1.2, 1.0, PLAN.factors, ""),
+        (1.2, 1.0, {}, "latency"),
+        (1.6, 1.0, PLAN.factors, "latency: mean rank"),
+        (1.0, 1.08, PLAN.factors, ""),
+        (1.0, 1.08, {}, "length"),
+        (1.0, 1.5, PLAN.factors, "length"),
+    ],
+)
+def test_where_all_replies_are_alike_a_little_more_of_each_is_no_harm(
+    slower: float, longer: float, factors: dict[str, float], harm: str
+) -> None:
+    """Any difference, however small, is one in every pair then."""
+    known = CanaryStatistics(replace(PLAN, factors=factors))
+    random = Random(1)
+    usual = Reply(engine_error=False, num_tokens=114, latency_s=1.135)  # at the end of their bins
+    more = replace(
+        usual,
+        num_tokens=round(longer * usual.num_tokens),
+        latency_s=slower * usual.latency_s,
+    )
+    for _ in range(3000):
+        in_canary = random.random() < 0.25
+        known.replied(drawn(in_canary), more if in_canary else usual)
+    assert harm in known.harm
+    assert bool(known.harm) == bool(harm)
+
+
+@pytest.mark.parametrize(("num_tokens", "mean"), [(90, -0.5), (108, 0.0), (150, 0.5)])
+def test_mirrored_lengths_are_divided_too(num_tokens: int, mean: float) -> None:
+    plan = replace(PLAN, factors={Metric.LENGTH.value: 1.08})
+    known = CanaryStatistics(plan)
+    known.mirrored(replace(OK, num_tokens=100), replace(OK, num_tokens=num_tokens))
+    assert known.comparisons[Metric.LENGTH].mean_pair == mean
 
 
 def test_each_caller_counts_once_in_each_stream() -> None:

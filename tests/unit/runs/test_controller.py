@@ -392,6 +392,9 @@ async def test_candidates_of_runs_that_are_over_are_rejected_at_the_start(lab: L
     lab.store.update_run(failed.id, state=RunState.FAILED)
     adapters = lab.store.adapters
     adapters[failed.candidate] = replace(adapters[failed.candidate], state=AdapterState.CANDIDATE)
+    # One of a run that nobody knows holds up nothing.
+    unknown = replace(adapters[waiting.candidate], name="opsd-unknown", run_id="unknown")
+    adapters[unknown.name] = unknown
     await lab.started()
     await lab.until(failed, lambda _: failed.candidate in lab.intake.withdrawn)
     assert adapters[failed.candidate].state is AdapterState.REJECTED

@@ -6,7 +6,8 @@ Which observation counts where, and why (docs/explanation/canary.md):
   only: a sticky caller's later requests were not drawn again;
 - a mirrored request counts in ``Comparison.paired``, with the reply that the user got, for errors,
   truncation and length; for these it must not count as drawn as well;
-- the mirror runs behind users, so latency is compared between users' replies only.
+- the mirror runs behind users, so latency is compared between users' replies only;
+- latency and length of the canary are divided by the plan's factors first.
 """
 
 from __future__ import annotations
@@ -74,16 +75,14 @@ class CanaryStatistics:
         if not 0.0 < drawn.share < 1.0:
             return
         if not reply.engine_error and self._first(_LATENCY, drawn.caller):
-            place = self.ranks[Metric.LATENCY].place(reply.latency_s)
-            self._assigned(Metric.LATENCY, place, drawn.in_canary, drawn.share)
+            self._ranked(Metric.LATENCY, reply.latency_s, drawn)
         if drawn.mirrored or not self._first(_REPLY, drawn.caller):
             return
         self._assigned(Metric.ENGINE_ERROR, float(reply.engine_error), drawn.in_canary, drawn.share)
         if reply.engine_error:
             return
         self._assigned(Metric.TRUNCATED, float(reply.truncated), drawn.in_canary, drawn.share)
-        place = self.ranks[Metric.LENGTH].place(reply.num_tokens)
-        self._assigned(Metric.LENGTH, place, drawn.in_canary, drawn.share)
+        self._ranked(Metric.LENGTH, reply.num_tokens, drawn)
 
     def mirrored(self, incumbent: Reply, canary: Reply) -> None:
         """One request, answered by both; the user saw the incumbent's."""
@@ -96,7 +95,8 @@ class CanaryStatistics:
         if canary.engine_error or incumbent.engine_error:
             return
         self._paired(Metric.TRUNCATED, float(canary.truncated) - float(incumbent.truncated))
-        longer = bin_of(canary.num_tokens) - bin_of(incumbent.num_tokens)
+        shortened = canary.num_tokens / self._factor(Metric.LENGTH)
+        longer = bin_of(shortened) - bin_of(incumbent.num_tokens)
         self._paired(Metric.LENGTH, 0.5 * ((longer > 0) - (longer < 0)), largest=0.5)
 
     def outcome(self, ok: bool, *, in_canary: bool, share: float, caller: str) -> None:
@@ -126,8 +126,11 @@ class CanaryStatistics:
                 f"{mean:.3f}" if metric in _RANKED else f"{100 * mean:.1f} %" for mean in means
             )
             of = "mean rank " if metric in _RANKED else ""
+            factor = self._factor(metric)
+            by = f" (divided by {factor:g} first)" if factor > 1.0 else ""
             parts.append(
-                f"{of}{canary} of {found.num_canary} beside {incumbent} of {found.num_incumbent}"
+                f"{of}{canary} of {found.num_canary}{by} beside {incumbent} of "
+                f"{found.num_incumbent}"
             )
         if found.num_pairs:
             parts.append(f"{found.mean_pair:+.3f} over {found.num_pairs} mirrored pairs")
@@ -218,6 +221,15 @@ class CanaryStatistics:
                 f"{self.errors_in_a_row} requests in a row failed in the engine, while the "
                 "incumbent answered in between"
             )
+
+    def _factor(self, metric: Metric) -> float:
+        return self.plan.factors.get(metric.value, 1.0)
+
+    def _ranked(self, metric: Metric, value: float, drawn: Assignment) -> None:
+        if drawn.in_canary:
+            value /= self._factor(metric)
+        place = self.ranks[metric].place(value)
+        self._assigned(metric, place, drawn.in_canary, drawn.share)
 
     def _assigned(self, metric: Metric, y: float, in_canary: bool, share: float) -> None:
         self.comparisons[metric].assigned(y, in_canary=in_canary, share=share)

@@ -35,11 +35,20 @@ class CompareConfig(Section):
         lt=0.5,
         description="0.1: a canary's reply may take longer than another in up to 60 % of pairs.",
     )
+    latency_factor: float = Field(
+        default=1.25,
+        ge=1.0,
+        description="A canary's latency is divided by this first: a LoRA adapter beside base is "
+        "always a little slower, and where all replies are alike it would lose every pair.",
+    )
     length_margin: float = Field(
         default=0.1,
         gt=0.0,
         lt=0.5,
         description="0.1: a canary's reply may be longer than another in up to 60 % of pairs.",
+    )
+    length_factor: float = Field(
+        default=1.1, ge=1.0, description="A canary's number of tokens is divided by this first."
     )
     must_prove: tuple[MetricName, ...] = Field(
         default=("engine_error", "truncated", "latency", "length"),
@@ -147,4 +156,8 @@ class PromotionConfig(Section):
             alpha=compare.alpha,
             margins={metric.value: getattr(compare, f"{metric.value}_margin") for metric in Metric},
             must_prove=tuple(metric.value for metric in proofs),
+            factors={
+                Metric.LATENCY.value: compare.latency_factor,
+                Metric.LENGTH.value: compare.length_factor,
+            },
         )

@@ -21,6 +21,7 @@ from opsd.daemon.errors import (
     AdapterError,
     ConcurrentChangeError,
     InvalidInputError,
+    NotFoundError,
     StateError,
     StoreError,
     TrainerFailure,
@@ -365,10 +366,18 @@ class RunController:
     async def _reject_orphans(self) -> None:
         """Does what a daemon that was killed between two writes left undone."""
         adapters = await asyncio.to_thread(self._store.list_adapters)
-        candidates = {a.run_id for a in adapters if a.state is AdapterState.CANDIDATE}
-        runs = [await self._rows.get(run_id) for run_id in candidates]
         over = {RunState.FAILED, RunState.CANCELLED, RunState.REJECTED}
-        await self._reject_candidates({run.id for run in runs if run.state in over})
+        ended = set()
+        for run_id in {a.run_id for a in adapters if a.state is AdapterState.CANDIDATE}:
+            try:
+                run = await self._rows.get(run_id)
+            except NotFoundError:
+                # Put there by hand, perhaps. Other runs must not wait for it.
+                logger.warning("a candidate's run is not known run=%s", run_id)
+                continue
+            if run.state in over:
+                ended.add(run.id)
+        await self._reject_candidates(ended)
 
     async def _data_of(self, run_id: str, source: str) -> Run:
         """The run whose data is asked for; it may have yet to write its shard."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -12,7 +12,9 @@ class Metric(StrEnum):
     OUTCOME = "outcome"  # share of verified outcomes that are failures
     ENGINE_ERROR = "engine_error"  # share of requests that failed in the engine
     TRUNCATED = "truncated"  # share of replies that met max_tokens or the context's end
-    LATENCY = "latency"  # probability that a canary's reply took longer than another, minus 1/2
+    # Probability that a canary's reply, divided by the plan's factor, took longer than another,
+    # minus 1/2.
+    LATENCY = "latency"
     LENGTH = "length"  # the same of the number of tokens
 
 
@@ -43,6 +45,9 @@ class CanaryPlan:
     alpha: float
     margins: dict[str, float]
     must_prove: tuple[str, ...]  # metrics whose loss must be shown to be below the margin
+    factors: dict[str, float] = field(default_factory=dict)
+    """By how much of a factor the canary's latency and length may be larger before they count as
+    larger; 1 where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)
