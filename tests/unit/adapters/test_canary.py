@@ -201,7 +201,7 @@ async def test_by_hand(store: SqlStore) -> None:
     ask_canary(bench, 50)
     await asyncio.sleep(0.1)
     assert share_of(bench) == 0.25
-    assert "waits for a person" in bench.promoter.canary.decision().reason
+    assert "a person (promotion.mode" in bench.promoter.canary.decision().reason
     await bench.promoter.advance_canary(actor="ben", reason="looks fine")
     assert share_of(bench) == 0.5
     outcome = await bench.promoter.advance_canary(actor="ben", reason="all of it")

@@ -62,7 +62,7 @@ async def test_from_pending_through_votes_to_the_end_of_a_canary(bench: Bench) -
     canary = await calls.GetCanary(pb.GetCanaryRequest(), by("ann"))
     assert (canary.adapter, canary.end, canary.step, canary.mode) == (A, "running", 1, "manual")
     assert (list(canary.steps), canary.shadow_share) == ([0.05, 0.25, 1.0], 0.1)
-    assert "waits for a person" in canary.reason
+    assert "a person (promotion.mode" in canary.reason
     assert {m.name: m.must_prove for m in canary.metrics} == {
         "outcome": False,
         "engine_error": True,

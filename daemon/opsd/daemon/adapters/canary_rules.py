@@ -36,7 +36,7 @@ def decide(
     missing = _missing(statistics, step, now_unix_s - step_started_unix_s)
     if plan.mode == "manual":
         hint = f"; by rule it would wait: {'; '.join(missing)}" if missing else ""
-        return Decision(Move.HOLD, f"waits for a person (promotion.mode is manual){hint}")
+        return Decision(Move.HOLD, f"a person (promotion.mode is manual){hint}")
     if not missing:
         return Decision(Move.ADVANCE, _proof(statistics, step))
     if plan.max_s and now_unix_s - started_unix_s >= plan.max_s:

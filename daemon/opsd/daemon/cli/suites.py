@@ -354,7 +354,7 @@ def _print_check(found: SuiteCheck) -> None:
             ("discordance", f"{percent(found.discordance)} ({found.discordance_source})"),
             (
                 "a gain",
-                f"{_points(found.detectable_gain)} are shown 4 times in 5 "
+                f"{_gain(found.detectable_gain)} shown 4 times in 5 "
                 f"(p ≤ {found.gain_level:.2g}, one-sided)",
             ),
             (
@@ -388,6 +388,10 @@ def _print_check(found: SuiteCheck) -> None:
     for title, said in (("error", found.errors), ("warning", found.warnings)):
         for line in said:
             print(f"{title}: {clean(line)}")
+
+
+def _gain(fraction: float) -> str:
+    return f"{_points(fraction)} are" if fraction else "of no size is"
 
 
 def _points(fraction: float) -> str:
