@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from prometheus_client import REGISTRY
 from opsd.daemon.app.collecting import (
     Canaries,
     CurrentHeldOut,
+    PairOverlap,
     WatchedAttempts,
     canaries_of,
     recorder_of,
@@ -19,7 +21,19 @@ from opsd.daemon.app.collecting import (
 from opsd.daemon.collect.hygiene.contamination import Renumbered
 from opsd.daemon.config.schema import OpsdConfig
 from opsd.daemon.errors import ConfigError
-from opsd.daemon.types.pairs import Attempt, SuiteItem
+from opsd.daemon.store.connect import sqlite_url
+from opsd.daemon.store.sql import open_store
+from opsd.daemon.types.pairs import (
+    Attempt,
+    Pair,
+    PairInput,
+    PairStatus,
+    SuiteItem,
+    Verdict,
+    VerdictKind,
+)
+from opsd.daemon.types.suites import OverlapReport
+from opsd.daemon.types.text import prompt_key
 
 PROBLEM = "A farmer has 17 sheep, sells 9 of them and buys 4 lambs. How many animals has he now?"
 
@@ -118,3 +132,25 @@ def test_a_suite_may_say_that_numbers_tell_problems_apart() -> None:
         held_out.replace({"s": [item]})
         assert held_out.is_held_out(PROBLEM) == "s"
         assert held_out.is_held_out(other) == found
+
+
+def test_stored_pairs_that_a_suite_holds_are_counted_and_then_put_aside(tmp_path: Path) -> None:
+    prompts = (PROBLEM, PROBLEM.upper(), "What is 2 plus 2?")
+    with closing(open_store(sqlite_url(tmp_path))) as store:
+        for number, prompt in enumerate(prompts):
+            given = PairInput(f"pair-{number}", prompt, "12", "numeric", "12")
+            verdict = Verdict(VerdictKind.PASS, "numeric", "12 = 12", 0.0)
+            store.add_pair(
+                Pair(given, PairStatus.VERIFIED, verdict, "ana", 0.0, prompt, prompt_key(prompt))
+            )
+
+        def statuses() -> list[PairStatus]:
+            return [store.get_pair(f"pair-{number}").status for number in range(3)]
+
+        overlap, items = PairOverlap(store), [SuiteItem("1", PROBLEM, "numeric", "12")]
+        found = OverlapReport(1, 1, 0, ("pair-0", "pair-1"))
+        assert overlap.find_overlaps("s", items) == found
+        assert statuses() == [PairStatus.VERIFIED] * 3
+        assert overlap.quarantine_overlaps("s", items, "ann") == found
+        assert statuses() == [PairStatus.QUARANTINED] * 2 + [PairStatus.VERIFIED]
+        assert overlap.find_overlaps("s", items).num_known == 2
