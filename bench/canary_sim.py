@@ -91,7 +91,7 @@ def run(scenario: Scenario, seed: int) -> Ended:
     plan = PromotionConfig(steps=(0.05, 0.25, 1.0)).plan()
     known = CanaryStatistics(plan)
     proofs = set(map(Metric, plan.must_prove))
-    in_canary: dict[tuple[int, float], bool] = {}
+    places: dict[int, float] = {}  # of callers: below the share is in
     rates: dict[int, float] = {}
     safe = served = 0
     for number in range(1, scenario.requests + 1):
@@ -100,8 +100,7 @@ def run(scenario: Scenario, seed: int) -> Ended:
         if caller < 0:
             drawn = draw.random() < share
         else:
-            place = in_canary.setdefault((caller, 0.0), draw.random())  # type: ignore[arg-type]
-            drawn = place < share
+            drawn = places.setdefault(caller, draw.random()) < share
         served += drawn
         arm = scenario.canary if drawn else scenario.incumbent
         if caller >= 0:
